@@ -63,6 +63,7 @@ interface Live {
   roundTripMs: number;
   newsMs: number;
   leaseMs: number;
+  leaseHeardMs: number;
   abort: AbortController;
   reports: NodeReports;
 }
@@ -83,10 +84,8 @@ export class Hub {
       if (!record) this.end(node, { code: "deleted", message: `node "${node}" was deleted from the cluster; join it again with a token` });
       else if (record.revoked !== undefined) {
         this.end(node, { code: "revoked", message: `node "${node}" is revoked: ${record.revoked}` });
-      } else {
-        const live = this.#live.get(node);
-        void live; // a takeover by another key is noticed at its proof
       }
+      // A takeover by another key is noticed at its proof.
     });
   }
 
@@ -201,19 +200,25 @@ export class Hub {
     const now = clock.monotonic();
     for (const { session } of this.#guests) session.tick(now);
     for (const live of this.#live.values()) {
-      // Renewed only while the edge is heard: a silent session lets Kubernetes mark the node NotReady.
-      const heardMs = now - live.session.lastReceivedMs;
-      if (heardMs < 2 * leaseRenewIntervalMs && now >= live.leaseMs) {
+      // Renewed only when the edge was heard since the last time: a silent session lets Kubernetes mark the node NotReady.
+      const heardMs = live.session.lastReceivedMs;
+      if (heardMs > live.leaseHeardMs && now >= live.leaseMs) {
         live.leaseMs = now + leaseRenewIntervalMs;
+        live.leaseHeardMs = heardMs;
         void leases.renew(live.node);
       }
       if (now - live.newsMs > newsIntervalMs) this.#note(live, true);
     }
   }
 
+  /** Asks all edges to reconnect, which they do at a random moment of the next seconds. */
+  reconnectAll(reason: string): void {
+    for (const live of this.#live.values()) live.session.goaway(reason);
+  }
+
   /** Asks all edges to reconnect, then closes. */
   async close(): Promise<void> {
-    for (const live of this.#live.values()) live.session.goaway("the hub restarts");
+    this.reconnectAll("the hub restarts");
     await Promise.all([...this.#live.values()].map((live) => this.#note(live, false)));
     for (const { socket } of this.#guests) socket.close("the hub stops");
   }
@@ -266,7 +271,7 @@ export class Hub {
     const nowMs = clock.now();
     const live: Live = {
       node, session, socket, instance: proof.instance, agent: proof.agent, sinceMs: nowMs, lastSeenMs: nowMs, roundTripMs: 0,
-      newsMs: clock.monotonic(), leaseMs: 0, abort: new AbortController(), reports: new NodeReports(node, reports),
+      newsMs: clock.monotonic(), leaseMs: 0, leaseHeardMs: 0, abort: new AbortController(), reports: new NodeReports(node, reports),
     };
     this.#live.set(node, live);
     const name = `${this.#nextSession++}-${hex(random.bytes(4))}`;

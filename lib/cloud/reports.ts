@@ -85,7 +85,15 @@ export class NodeReports {
       }
       case "event": {
         const event = report.event as Event;
-        await client.create(objectPath("/api/v1", "events", report.namespace), event, options);
+        const path = objectPath("/api/v1", "events", report.namespace);
+        try {
+          await client.create(path, event, options);
+        } catch (error) {
+          // The same thing happened again: the edge counts on under the first one's name.
+          if (!(error instanceof KubeApiError && error.reason === "AlreadyExists")) throw error;
+          const { count, lastTimestamp, message } = event;
+          await client.patch(objectPath("/api/v1", "events", report.namespace, event.metadata.name), "merge", { count, lastTimestamp, message }, options);
+        }
         return;
       }
     }

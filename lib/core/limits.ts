@@ -24,11 +24,11 @@ export const unackedBytesMax = 8 * 1024 * 1024;
 export const unackedReportsMax = 64;
 /** Requests of one edge without an answer: one per volume of a burst of pods. */
 export const requestsMax = 64;
-/** Heartbeat of the edge on an idle session, ms: a quarter of Kubernetes' 40 s lease, so that two may be lost. */
-export const heartbeatIntervalMs = 10_000;
-/** Silence after which a session is dead, ms: three heartbeats and a little; below the node grace period of 50 s. */
+/** Heartbeat of the edge on an idle session, ms: about a quarter of Kubernetes' 40 s lease, so that two may be lost. */
+export const heartbeatIntervalMs = 11_000;
+/** Silence after which a session is dead, ms: two heartbeats and a little; below the node grace period of 50 s. */
 export const sessionTimeoutMs = 25_000;
-/** Renewal of a node's Lease by the hub, ms: what the kubelet does (nodeLeaseDurationSeconds / 4). */
-export const leaseRenewIntervalMs = 10_000;
+/** Renewal of a node's Lease by the hub at most this often, ms: with every heartbeat that was heard, as the kubelet's 10 s. */
+export const leaseRenewIntervalMs = 9_000;
 /** Duration written into a Lease, s: the kubelet's default. */
 export const leaseDurationSeconds = 40;

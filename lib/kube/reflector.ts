@@ -57,6 +57,9 @@ export class Reflector {
   #resourceVersion: string | undefined;
   #done: Promise<void> | undefined;
   #listed = false;
+  #relist = false;
+  /** Ends the watch in progress. */
+  #watching: AbortController | undefined;
 
   constructor(options: ReflectorOptions) {
     this.#options = options;
@@ -76,6 +79,13 @@ export class Reflector {
     return this;
   }
 
+  /** Lists again: the handler's filter lets through what it did not before. */
+  relist(): void {
+    this.#resourceVersion = undefined;
+    this.#relist = true;
+    this.#watching?.abort(new Error("list again"));
+  }
+
   async stop(): Promise<void> {
     this.#abort.abort(new Error("reflector stopped"));
     this.#synced.reject(new Error("reflector stopped"));
@@ -88,7 +98,7 @@ export class Reflector {
     const backoff = new Backoff({ baseMs: 200, maxMs: 30_000 }, random);
     while (!signal.aborted) {
       try {
-        if (this.#resourceVersion === undefined) await this.#list();
+        if (this.#relist || this.#resourceVersion === undefined) await this.#list();
         const startedMs = clock.monotonic();
         await this.#watch();
         // A watch that lasted is no failure; one that ends at once must not spin.
@@ -96,7 +106,7 @@ export class Reflector {
         else await clock.sleep(backoff.next(), signal).catch(() => {});
       } catch (error) {
         if (signal.aborted) return;
-        if (error instanceof KubeApiError && error.status === 410) {
+        if (this.#relist || (error instanceof KubeApiError && error.status === 410)) {
           this.#resourceVersion = undefined;
           continue;
         }
@@ -116,6 +126,7 @@ export class Reflector {
   async #list(): Promise<void> {
     const { client, path, apiVersion, kind, as, handler } = this.#options;
     const objects: RawObject[] = [];
+    this.#relist = false;
     let next: string | undefined;
     do {
       const query = { ...this.#query(), limit: listPageObjects, continue: next };
@@ -143,7 +154,9 @@ export class Reflector {
       resourceVersion: this.#resourceVersion,
       timeoutSeconds: Math.round(watchSeconds * (1 + random.float())),
     };
-    const body = await client.openWatch(path, { query, as: as?.(), signal: this.#abort.signal });
+    this.#watching = new AbortController();
+    const signal = AbortSignal.any([this.#abort.signal, this.#watching.signal]);
+    const body = await client.openWatch(path, { query, as: as?.(), signal });
     for await (const line of lines(body, eventBytesMax)) this.#event(line);
   }
 

@@ -1,5 +1,5 @@
 /**
- * The server's half of RFC 6455 as a pure decoder and encoder. A message's length is judged from its frame headers,
+ * RFC 6455 as a pure decoder and encoder, for both ends. A message's length is judged from its frame headers,
  * before any of its bytes are kept: Deno's own WebSocket has no such limit, and a guest must not fill the hub's memory.
  *
  *      0                   1                   2                   3
@@ -33,6 +33,12 @@ export class WebSocketDecoder {
   #parts: Bytes[] = [];
   #partsBytes = 0;
   #inMessage = false;
+  readonly #masked: boolean;
+
+  /** Clients mask their frames, servers do not (section 5.1). */
+  constructor(from: "client" | "server" = "client") {
+    this.#masked = from === "client";
+  }
 
   /** Takes bytes as they arrive; `bytesMax` is the largest message allowed at this moment. */
   push(bytes: Uint8Array, bytesMax: number): WebSocketEvent[] {
@@ -56,7 +62,7 @@ export class WebSocketDecoder {
     const first = view.getUint8(0), second = view.getUint8(1);
     const fin = (first & 0x80) !== 0, opcode = first & 0x0f;
     if ((first & 0x70) !== 0) return fault(1002, "reserved bits are set");
-    if ((second & 0x80) === 0) return fault(1002, "a client's frame is not masked");
+    if (((second & 0x80) !== 0) !== this.#masked) return fault(1002, `the frame is ${this.#masked ? "not " : ""}masked`);
     let length = second & 0x7f, at = 2;
     if (length === 126) {
       if (data.length < 4) return "more";
@@ -71,9 +77,10 @@ export class WebSocketDecoder {
     const control = opcode >= 8;
     if (control && (!fin || length > controlBytesMax)) return fault(1002, "a control frame is fragmented or too long");
     if (!control && this.#partsBytes + length > bytesMax) return fault(1009, `the message is longer than ${bytesMax} bytes`);
-    if (data.length < at + 4 + length) return "more";
-    const payload = unmask(data.subarray(at + 4, at + 4 + length), data.subarray(at, at + 4));
-    this.#rest = data.subarray(at + 4 + length);
+    const from = at + (this.#masked ? 4 : 0);
+    if (data.length < from + length) return "more";
+    const payload = this.#masked ? mask(data.subarray(from, from + length), data.subarray(at, from)) : data.slice(from, from + length);
+    this.#rest = data.subarray(from + length);
     switch (opcode) {
       case 0:
         if (!this.#inMessage) return fault(1002, "a continuation without a beginning");
@@ -107,10 +114,10 @@ export class WebSocketDecoder {
   }
 }
 
-/** An unmasked frame, as servers send them. */
-export function encodeWebSocketFrame(opcode: 2 | 8 | 10, payload: Uint8Array): Bytes {
+/** One frame: unmasked as servers send them, or with a client's mask (4 random bytes). */
+export function encodeWebSocketFrame(opcode: 2 | 8 | 9 | 10, payload: Uint8Array, maskKey?: Uint8Array): Bytes {
   const long = payload.length > 65535, middle = !long && payload.length > 125;
-  const head = long ? 10 : middle ? 4 : 2;
+  const head = (long ? 10 : middle ? 4 : 2) + (maskKey ? 4 : 0);
   const frame = new Uint8Array(head + payload.length);
   const view = new DataView(frame.buffer);
   frame[0] = 0x80 | opcode;
@@ -121,20 +128,25 @@ export function encodeWebSocketFrame(opcode: 2 | 8 | 10, payload: Uint8Array): B
     frame[1] = 126;
     view.setUint16(2, payload.length);
   } else frame[1] = payload.length;
-  frame.set(payload, head);
+  if (maskKey) {
+    frame[1] = (frame[1] ?? 0) | 0x80;
+    frame.set(maskKey, head - 4);
+  }
+  frame.set(maskKey ? mask(payload, maskKey) : payload, head);
   return frame;
 }
 
-function unmask(masked: Uint8Array, mask: Uint8Array): Bytes {
-  const plain = new Uint8Array(masked.length);
-  const [a = 0, b = 0, c = 0, d = 0] = mask;
-  for (let i = 0; i < masked.length; i += 4) {
-    plain[i] = (masked[i] ?? 0) ^ a;
-    plain[i + 1] = (masked[i + 1] ?? 0) ^ b;
-    plain[i + 2] = (masked[i + 2] ?? 0) ^ c;
-    plain[i + 3] = (masked[i + 3] ?? 0) ^ d;
+/** Masks or unmasks: the same operation (section 5.3). */
+function mask(payload: Uint8Array, key: Uint8Array): Bytes {
+  const out = new Uint8Array(payload.length);
+  const [a = 0, b = 0, c = 0, d = 0] = key;
+  for (let i = 0; i < payload.length; i += 4) {
+    out[i] = (payload[i] ?? 0) ^ a;
+    out[i + 1] = (payload[i + 1] ?? 0) ^ b;
+    out[i + 2] = (payload[i + 2] ?? 0) ^ c;
+    out[i + 3] = (payload[i + 3] ?? 0) ^ d;
   }
-  return plain;
+  return out;
 }
 
 function fault(code: 1002 | 1009, reason: string): WebSocketEvent {

@@ -6,6 +6,7 @@ import type { Container, Pod, SeccompProfile } from "../../kube/types.ts";
 import { expand } from "./env.ts";
 import type { NodeFacts, PodOptions } from "./ports.ts";
 import {
+  agentAnnotation,
   containerNameLabel,
   graceAnnotation,
   imageAnnotation,
@@ -48,7 +49,7 @@ export function sandboxConfig(pod: Pod, attempt: number, { options, cgroupParent
       hostIp: port.hostIP ?? "",
     })),
     labels: { ...metadata.labels, ...identity(pod) },
-    annotations: { ...metadata.annotations },
+    annotations: { ...metadata.annotations, [agentAnnotation]: options.rootDir },
     linux: {
       cgroupParent,
       sysctls: Object.fromEntries((security.sysctls ?? []).map(({ name, value }) => [name, value])),

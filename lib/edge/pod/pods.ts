@@ -10,7 +10,7 @@ import type { CriEvent, RuntimeContainer, Sandbox } from "../../cri/runtime.ts";
 import type { Pod, PodStatus } from "../../kube/types.ts";
 import { Images } from "./images.ts";
 import type { PodPorts } from "./ports.ts";
-import { containerNameLabel, podKey, podUid, podUidLabel } from "./state.ts";
+import { agentAnnotation, containerNameLabel, podKey, podUid, podUidLabel } from "./state.ts";
 import { PodWorker, type WorkerContext } from "./worker.ts";
 
 interface RuntimeList {
@@ -37,8 +37,7 @@ export class Pods {
 
   /** Learns what runs. To be awaited before the first `setPod`, so that nothing is started twice. */
   async adopt(): Promise<void> {
-    const [sandboxes, containers] = await Promise.all([this.#ports.runtime.listSandboxes(), this.#ports.runtime.listContainers()]);
-    this.#adopted = { sandboxes, containers };
+    this.#adopted = await this.#list();
   }
 
   /** A pod is to run here, or has changed. */
@@ -162,7 +161,8 @@ export class Pods {
 
   async #list(): Promise<RuntimeList> {
     const [sandboxes, containers] = await Promise.all([this.#ports.runtime.listSandboxes(), this.#ports.runtime.listContainers()]);
-    return { sandboxes, containers };
+    const own = sandboxes.filter((sandbox) => sandbox.annotations[agentAnnotation] === this.#ports.options.rootDir);
+    return { sandboxes: own, containers };
   }
 
   async #compare(worker: PodWorker, sandboxes: Sandbox[], containers: RuntimeContainer[]): Promise<void> {

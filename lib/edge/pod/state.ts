@@ -12,6 +12,8 @@ export const terminationPathAnnotation = "io.kubernetes.container.terminationMes
 export const terminationPolicyAnnotation = "io.kubernetes.container.terminationMessagePolicy";
 /** Where the termination message lies on the host. */
 export const terminationFileAnnotation = "kubeedge.io/termination-message-file";
+/** Root directory of the agent that made the sandbox: two agents on one runtime leave each other's pods alone. */
+export const agentAnnotation = "kubeedge.io/agent";
 export const graceAnnotation = "io.kubernetes.pod.terminationGracePeriod";
 
 export interface SandboxState {

@@ -39,6 +39,8 @@ const retryMaxMs = 300_000;
 const pullRetryBaseMs = 10_000;
 /** Changes on the way to Ready are reported together if Ready comes within this time. */
 const reportDelayMs = 300;
+/** Volumes of a running pod that could not be brought up to date (cut off, a missing secret). */
+const volumesRetryMs = 10_000;
 /** Before an unsynced reference is worth an event: it is usually on its way. */
 const referencePatienceMs = 2000;
 /** Termination messages (pkg/kubelet/container: MaxContainerTerminationMessageLength, …LogLength). */
@@ -72,6 +74,7 @@ export class PodWorker {
   #wakeTimer: Timer | undefined;
   #reportTimer: Timer | undefined;
   #volumesDirty = false;
+  #volumesRetryAtMs: number | undefined;
   #waitingSinceMs: number | undefined;
   readonly #probes = new Map<string, ContainerProbes>();
   readonly #terminationMessages = new Map<string, string>();
@@ -182,6 +185,8 @@ export class PodWorker {
   }
 
   sandboxChanged(sandbox: PodState["sandbox"]): void {
+    // Adopted: its volumes may be out of date, and nobody refreshes its tokens yet.
+    if (!this.state.sandbox) this.#volumesDirty = true;
     this.state.sandbox = sandbox;
     this.#cause.notify();
   }
@@ -213,9 +218,10 @@ export class PodWorker {
       this.#volumesDirty = false;
       const result = await this.volumes.prepare(this.#pod, this.#podIps());
       if (result.state === "bad") this.#mountFailed(result.volume, result.message);
+      if (result.state !== "ok") this.#volumesRetryAtMs = nowMs + volumesRetryMs;
     }
     const { steps, wakeMs } = decide(this.#pod, this.state, nowMs);
-    this.#wakeAt(wakeMs, this.volumes.refreshAtMs);
+    this.#wakeAt(wakeMs, this.volumes.refreshAtMs, this.#volumesRetryAtMs);
     let again = false;
     for (const step of steps) {
       if (this.#phase !== "running" || this.#stop.signal.aborted) return true;
@@ -674,7 +680,11 @@ export class PodWorker {
   #wakeIn(ms: number): void {
     this.#wakeTimer?.cancel();
     this.#wakeTimer = this.#ports.clock.timer(ms, () => {
-      if ((this.volumes.refreshAtMs ?? Infinity) <= this.#ports.clock.now()) this.#volumesDirty = true;
+      const dueMs = Math.min(this.volumes.refreshAtMs ?? Infinity, this.#volumesRetryAtMs ?? Infinity);
+      if (dueMs <= this.#ports.clock.now()) {
+        this.#volumesDirty = true;
+        this.#volumesRetryAtMs = undefined;
+      }
       this.#cause.notify();
     });
   }
