@@ -21,6 +21,8 @@ const agentAnnotation = "kubeedge.io/agent";
 /** What containers get between the stop signal and the kill, s. */
 const stopGraceSeconds = 10;
 
+/** By one of these a directory is known to be an agent's; a kubelet's own has none of them. They go last. */
+const marks = ["edge.json", "edge.yaml", "pki/node.key"];
 /** What an agent keeps in its root directory; the rest is not ours. */
 const ownFiles = /^(pki(\.new|\.old)?|edge\.(json|yaml|env)(\.new)?|edge\.sock|store.*|pods)$/;
 
@@ -30,15 +32,13 @@ export async function resetNode(o: ResetOptions): Promise<void> {
   const node = nodeOf(o.rootDir);
   if (!o.yes) confirmReset(node, o.rootDir);
   await stopAgent(o.rootDir);
-  const uids = new Set(names(`${o.rootDir}/pods`));
+  const joined = marks.some((name) => exists(`${o.rootDir}/${name}`));
+  const uids = new Set(joined ? names(`${o.rootDir}/pods`) : []);
   for (const uid of await removePods(o, uids)) uids.add(uid);
-  const mounted = await unmountBelow(`${o.rootDir}/pods`);
-  if (mounted.length > 0) {
-    throw new UserError(`Cannot remove ${o.rootDir}/pods: ${mounted[0]} is still mounted; end what uses it (fuser -m ${mounted[0]}) and run the command again`);
-  }
   removeLogs(o.podLogDir, uids);
+  if (joined) await removeFiles(o.rootDir);
+  else say(`✓ ${o.rootDir} holds no agent, nothing to remove there`);
   removeAgentCgroups(o.cgroupRoot);
-  removeFiles(o.rootDir);
   say(`This machine is no node any more. The cluster keeps its Node object until you run: kubectl delete node ${node ?? "NAME"}`);
 }
 
@@ -93,7 +93,9 @@ async function removePods(o: ResetOptions, uids: ReadonlySet<string>): Promise<s
     );
   }
   const own = sandboxes.filter((sandbox) => isOwn(sandbox, o.rootDir, uids));
-  const results = await Promise.allSettled(own.map((sandbox) => removeSandbox(runtime, sandbox)));
+  const containers = (await runtime.listContainers()).filter(({ state }) => state === "running");
+  const running = (id: string) => containers.filter(({ sandboxId }) => sandboxId === id).map(({ id }) => id);
+  const results = await Promise.allSettled(own.map(({ id }) => removeSandbox(runtime, id, running(id))));
   const failed = results.flatMap((result) => result.status === "rejected" ? [errorText(result.reason)] : []);
   if (failed.length > 0) {
     throw new UserError(`Cannot remove ${failed.length} of ${own.length} pods (${failed[0]}); run the command again`);
@@ -109,10 +111,9 @@ export function isOwn({ labels, annotations }: Pick<Sandbox, "labels" | "annotat
   return agent !== undefined ? agent === rootDir : uids.has(uid);
 }
 
-async function removeSandbox(runtime: ContainerRuntime, { id }: Sandbox): Promise<void> {
-  const containers = (await runtime.listContainers()).filter(({ sandboxId, state }) => sandboxId === id && state === "running");
+async function removeSandbox(runtime: ContainerRuntime, id: string, running: string[]): Promise<void> {
   // A container that does not stop in time is killed with its sandbox.
-  await Promise.allSettled(containers.map((container) => runtime.stopContainer(container.id, stopGraceSeconds)));
+  await Promise.allSettled(running.map((container) => runtime.stopContainer(container, stopGraceSeconds)));
   await runtime.stopSandbox(id);
   await runtime.removeSandbox(id);
 }
@@ -131,15 +132,29 @@ function removeAgentCgroups(cgroupRoot: string): void {
   for (const left of [...removeCgroups(path), ...removeCgroups(`${path}.slice`)]) say(`! cgroup ${left} stays: it still holds processes`);
 }
 
-function removeFiles(rootDir: string): void {
+async function removeFiles(rootDir: string): Promise<void> {
+  const mounted = await unmountBelow(`${rootDir}/pods`);
+  if (mounted.length > 0) {
+    throw new UserError(`Cannot remove ${rootDir}/pods: ${mounted[0]} is still mounted; end what uses it (fuser -m ${mounted[0]}) and run the command again`);
+  }
   const own = names(rootDir).filter((name) => ownFiles.test(name));
-  for (const name of own) Deno.removeSync(`${rootDir}/${name}`, { recursive: true });
-  if (own.length > 0) say(`✓ Removed ${own.join(", ")} from ${rootDir}`);
+  const last = (name: string) => marks.some((mark) => mark.split("/")[0] === name);
+  for (const name of [...own.filter((name) => !last(name)), ...own.filter(last)]) Deno.removeSync(`${rootDir}/${name}`, { recursive: true });
+  say(`✓ Removed ${own.join(", ")} from ${rootDir}`);
   const others = names(rootDir);
   if (others.length > 0) return say(`! ${rootDir} keeps what is not the agent's: ${others.slice(0, 5).join(", ")}`);
   try {
     Deno.removeSync(rootDir);
-  } catch { /* it was not there, or something is mounted on it */ }
+  } catch { /* something is mounted on it */ }
+}
+
+function exists(path: string): boolean {
+  try {
+    Deno.lstatSync(path);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 function names(directory: string): string[] {

@@ -54,6 +54,8 @@ const newsIntervalMs = 5 * 60_000;
 
 interface Live {
   node: string;
+  /** Of the key that it proved, and of those that a renewal gave it. */
+  keyHashes: Set<string>;
   session: HubSession;
   socket: HubSocket;
   instance: string;
@@ -84,8 +86,7 @@ export class Hub {
       if (!record) this.end(node, { code: "deleted", message: `node "${node}" was deleted from the cluster; join it again with a token` });
       else if (record.revoked !== undefined) {
         this.end(node, { code: "revoked", message: `node "${node}" is revoked: ${record.revoked}` });
-      }
-      // A takeover by another key is noticed at its proof.
+      } else if (this.#live.get(node)?.keyHashes.has(record.keyHash) === false) this.end(node, replaced(node));
     });
   }
 
@@ -113,23 +114,27 @@ export class Hub {
       this.#guests.delete(guest);
       if (live) this.#ended(live, reason);
     };
+    const refuse = (refuse: Refuse, node = "") => {
+      log.warn("Session refused", { node, reason: refuse.code, error: refuse.message, address: socket.remote });
+      this.#refusals.inc({ code: refuse.code });
+      session.refuse({ code: refuse.code, message: refuse.message });
+      socket.close(refuse.code);
+      finish(refuse.code);
+    };
     const session: HubSession = new HubSession({
       transmit: (message) => socket.send(message),
       proof: (proof, version) => {
         void this.#judge(proof, nonce, socket).then(async (judged) => {
           if (over) return;
-          if ("code" in judged) {
-            log.warn("Session refused", { node: judged.node ?? "", reason: judged.code, error: judged.message, address: socket.remote });
-            this.#refusals.inc({ code: judged.code });
-            session.refuse({ code: judged.code, message: judged.message });
-            socket.close(judged.code);
-            return finish(judged.code);
-          }
+          if ("code" in judged) return refuse(judged, judged.node);
           await this.#ports.cache.references.complete(judged.node);
           if (over) return;
+          // That may have taken a while, in which the node was revoked, deleted or taken over.
+          const late = this.#refusalOf(judged.node, judged.keyHash);
+          if (late) return refuse(late, judged.node);
           proved = true;
           this.#unproved--;
-          live = this.#welcome(judged.node, session, socket, proof, version);
+          live = this.#welcome(judged, session, socket, proof, version);
         }).catch((error: unknown) => {
           log.error("Judging a proof failed", { error: errorText(error) });
           socket.close("internal error");
@@ -227,7 +232,7 @@ export class Hub {
     return this.#ports.metrics.counter("kubeedge_cloud_sessions_refused_total", "Sessions refused, by code.");
   }
 
-  async #judge(proof: Proof, nonce: string, socket: HubSocket): Promise<{ node: string } | (Refuse & { node?: string })> {
+  async #judge(proof: Proof, nonce: string, socket: HubSocket): Promise<Judged | (Refuse & { node?: string })> {
     const { authority, records, clock, log } = this.#ports;
     const chain = checkCertificate(proof.certificate, authority.bundle, clock.now());
     if (chain.state === "bad") {
@@ -238,12 +243,8 @@ export class Hub {
     if (node === undefined || !facts.organizations.includes("system:nodes")) {
       return { code: "certificate", message: "the certificate is not a node's" };
     }
-    const record = records.get(node);
-    if (!record) return { node, code: "deleted", message: `node "${node}" is not known here (deleted?); join again with a token` };
-    if (record.revoked !== undefined) return { node, code: "revoked", message: `node "${node}" is revoked: ${record.revoked}` };
-    if (record.keyHash !== facts.keyHash && record.nextKeyHash !== facts.keyHash) {
-      return { node, code: "replaced", message: `the name "${node}" was taken over by another machine; join under another name` };
-    }
+    const refusal = this.#refusalOf(node, facts.keyHash);
+    if (refusal) return { node, ...refusal };
     const parameters = proofParameters(proof);
     const proved = authority.hashes.some((authorityHash) =>
       verifyProof(proof.certificate, { nonce: fromHex(nonce), authorityHash, parameters }, fromHex(proof.signature))
@@ -254,14 +255,25 @@ export class Hub {
       log.warn("A second agent claims a node that is connected", { node, address: socket.remote, from: other.socket.remote });
       return { node, code: "duplicate", message: `node "${node}" is connected from ${other.socket.remote} already; two machines must not share one key` };
     }
-    if (record.nextKeyHash === facts.keyHash) {
-      await records.change(node, ({ nextKeyHash: _used, ...rest }) => ({ ...rest, keyHash: facts.keyHash }));
+    if (records.get(node)?.nextKeyHash === facts.keyHash) {
+      await records.change(node, (old) => {
+        const { nextKeyHash, ...rest } = old;
+        return nextKeyHash === facts.keyHash ? { ...rest, keyHash: nextKeyHash } : old;
+      });
     }
-    return { node };
+    return { node, keyHash: facts.keyHash };
   }
 
-  #welcome(node: string, session: HubSession, socket: HubSocket, proof: Proof, version: number): Live {
-    const { clock, random, authority, cache, urls, log, reports } = this.#ports;
+  /** What the node's record says against this key. */
+  #refusalOf(node: string, keyHash: string): Refuse | undefined {
+    const record = this.#ports.records.get(node);
+    if (!record) return { code: "deleted", message: `node "${node}" is not known here (deleted?); join again with a token` };
+    if (record.revoked !== undefined) return { code: "revoked", message: `node "${node}" is revoked: ${record.revoked}` };
+    return record.keyHash === keyHash || record.nextKeyHash === keyHash ? undefined : replaced(node);
+  }
+
+  #welcome({ node, keyHash }: Judged, session: HubSession, socket: HubSocket, proof: Proof, version: number): Live {
+    const { clock, random, authority, cache, urls, log, reports, records } = this.#ports;
     const before = this.#live.get(node);
     if (before) {
       before.socket.close("replaced by a newer session");
@@ -269,8 +281,9 @@ export class Hub {
       before.abort.abort(new Error("replaced"));
     }
     const nowMs = clock.now();
+    const keyHashes = new Set([keyHash, records.get(node)?.nextKeyHash ?? keyHash]);
     const live: Live = {
-      node, session, socket, instance: proof.instance, agent: proof.agent, sinceMs: nowMs, lastSeenMs: nowMs, roundTripMs: 0,
+      node, keyHashes, session, socket, instance: proof.instance, agent: proof.agent, sinceMs: nowMs, lastSeenMs: nowMs, roundTripMs: 0,
       newsMs: clock.monotonic(), leaseMs: 0, leaseHeardMs: 0, abort: new AbortController(), reports: new NodeReports(node, reports),
     };
     this.#live.set(node, live);
@@ -316,6 +329,7 @@ export class Hub {
         const checked = await checkRequest(request.csr);
         if (checked.state === "bad") return { status: 400, body: { message: checked.reason } };
         const keyHash = hex(createHash("sha256").update(checked.publicKey).digest());
+        this.#live.get(node)?.keyHashes.add(keyHash);
         // The old key stays good until the new one has been used: an answer that is lost costs nothing.
         const record = await records.change(node, (old) => old.keyHash === keyHash ? old : { ...old, nextKeyHash: keyHash });
         if (!record) return { status: 404, body: { message: `node "${node}" has no record` } };
@@ -323,4 +337,14 @@ export class Hub {
       }
     }
   }
+}
+
+/** A proof that holds. */
+interface Judged {
+  node: string;
+  keyHash: string;
+}
+
+function replaced(node: string): Refuse {
+  return { code: "replaced", message: `the name "${node}" was taken over by another machine; join under another name` };
 }

@@ -373,7 +373,7 @@ export class EdgeController {
     const turn = async () => {
       while (!this.#stop.signal.aborted) {
         await clock.sleep(ms, this.#stop.signal);
-        await Promise.resolve(task()).catch((error: unknown) => log.warn("A periodic task failed, trying again", { error: errorText(error) }));
+        await Promise.resolve().then(task).catch((error: unknown) => log.warn("A periodic task failed, trying again", { error: errorText(error) }));
       }
     };
     turn().catch(() => {}); // stopped

@@ -92,7 +92,7 @@ function runtime({ runtime, runtimeEndpoint }: MachineFacts): Check {
   const what = `${runtimeName} ${version}`;
   if (runtimeName !== "containerd") return { level: "warn", name, text: `${what} at ${runtimeEndpoint} is not tested`, remedy: "containerd 1.6 or newer is" };
   const [major = 0, minor = 0] = version.split(".").map((part) => Number.parseInt(part));
-  if (major < containerdLeast[0] || (major === containerdLeast[0] && minor < containerdLeast[1])) {
+  if (!(major > containerdLeast[0] || (major === containerdLeast[0] && minor >= containerdLeast[1]))) {
     return { level: "error", name, text: `${what} is too old`, remedy: `install containerd ${containerdLeast.join(".")} or newer` };
   }
   if (!ready) return { level: "error", name, text: `${what} says that it is not ready: ${message}`, remedy: "see its log: journalctl -u containerd" };

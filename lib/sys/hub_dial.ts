@@ -31,7 +31,7 @@ export async function dialHub(url: string, authorities: string | undefined): Pro
     socket: raw,
     rejectUnauthorized: authorities !== undefined,
     ALPNProtocols: ["http/1.1"],
-    servername: host,
+    ...(net.isIP(host) === 0 ? { servername: host } : { host }),
     ...(authorities !== undefined ? { ca: [authorities] } : {}),
   });
   try {

@@ -50,7 +50,8 @@ export async function fileSystemStats(path: string): Promise<FileSystemFigures |
 
 /** Busy time: user, nice, system, irq, softirq; not idle, iowait, steal, and guests are in user already. */
 export function parseStat(stat: string): { cpuCoreNanoSeconds: number; bootMs: number } {
-  const [user = 0, nice = 0, system = 0, , , irq = 0, softirq = 0] = /^cpu +(.*)$/m.exec(stat)?.[1]?.split(" ").map(Number) ?? [];
+  const [user = 0, nice = 0, system = 0, , , irq = 0, softirq = 0] =
+    /^cpu +(.*)$/m.exec(stat)?.[1]?.split(" ").map(Number) ?? [];
   return {
     cpuCoreNanoSeconds: (user + nice + system + irq + softirq) * tickNanoseconds,
     bootMs: Number(/^btime (\d+)$/m.exec(stat)?.[1] ?? 0) * 1000,
@@ -58,7 +59,9 @@ export function parseStat(stat: string): { cpuCoreNanoSeconds: number; bootMs: n
 }
 
 export function parseMemory(meminfo: string, vmstat: string): Pick<NodeFigures, "memory" | "swap"> {
-  const fields = new Map([...meminfo.matchAll(/^(\S+): +(\d+)/gm)].map(([, name = "", kib]) => [name, Number(kib) * 1024]));
+  const fields = new Map(
+    [...meminfo.matchAll(/^(\S+): +(\d+)/gm)].map(([, name = "", kib]) => [name, Number(kib) * 1024]),
+  );
   const bytes = (name: string) => fields.get(name) ?? 0;
   const count = (name: string) => Number(new RegExp(`^${name} (\\d+)$`, "m").exec(vmstat)?.[1] ?? 0);
   const usageBytes = bytes("MemTotal") - bytes("MemFree");
@@ -79,7 +82,8 @@ export function parseMemory(meminfo: string, vmstat: string): Pick<NodeFigures, 
 /** /proc/net/dev: `eth0: bytes packets errs drop fifo frame compressed multicast | bytes packets errs …`. */
 export function parseInterfaces(devices: string): InterfaceFigures[] {
   return [...devices.matchAll(/^ *(\S+?): *(.+)$/gm)].flatMap(([, name = "", figures = ""]) => {
-    const [rxBytes = 0, , rxErrors = 0, , , , , , txBytes = 0, , txErrors = 0] = figures.trim().split(/ +/).map(Number);
+    const [rxBytes = 0, , rxErrors = 0, , , , , , txBytes = 0, , txErrors = 0] = figures.trim().split(/ +/)
+      .map(Number);
     return inner.test(name) ? [] : [{ name, rxBytes, rxErrors, txBytes, txErrors }];
   });
 }

@@ -1,5 +1,10 @@
 import { deepStrictEqual, rejects, strictEqual } from "node:assert";
-import { fixedTime, LogFormatter, type LogSelection, parseRecord } from "../../lib/edge/kubelet/log_format.ts";
+import {
+  fixedTime,
+  LogFormatter,
+  type LogSelection,
+  parseRecord,
+} from "../../lib/edge/kubelet/log_format.ts";
 import { type LogContext, type LogRequest, readLog, tailOffset } from "../../lib/edge/kubelet/log_reader.ts";
 import { LogRotation, sortRotated, timeSuffix } from "../../lib/edge/kubelet/log_rotation.ts";
 import { systemClock } from "../../lib/sys/clock.ts";
@@ -20,7 +25,11 @@ Deno.test("a record is read as the runtime wrote it", () => {
     { name: "a whole line", line: sample[0]!, want: ["2026-01-01T10:00:00.1Z", "stdout", "one\n"] },
     { name: "a part loses its newline", line: sample[2]!, want: ["2026-01-01T10:00:02Z", "stdout", "thr"] },
     { name: "an empty line", line: sample[4]!, want: ["2026-01-01T10:00:04Z", "stdout", "\n"] },
-    { name: "more tags", line: "2026-01-01T10:00:02Z stdout P:x a b\n", want: ["2026-01-01T10:00:02Z", "stdout", "a b"] },
+    {
+      name: "more tags",
+      line: "2026-01-01T10:00:02Z stdout P:x a b\n",
+      want: ["2026-01-01T10:00:02Z", "stdout", "a b"],
+    },
     { name: "cut short", line: "2026-01-01T10:00:02Z stdout F", want: undefined },
     { name: "no time", line: "yesterday stdout F a\n", want: undefined },
     { name: "no such stream", line: "2026-01-01T10:00:02Z stdlog F a\n", want: undefined },
@@ -125,7 +134,11 @@ for (const notices of [true, false]) {
     await Deno.writeTextFile(path, line("old") + line("first"));
     let running = true;
     const files = notices ? kubeletFiles : { ...kubeletFiles, watch: () => undefined };
-    const log = readLog(request({ path, follow: true, tailLines: 1 }), { ...context(), files, running: () => running });
+    const log = readLog(request({ path, follow: true, tailLines: 1 }), {
+      ...context(),
+      files,
+      running: () => running,
+    });
     const next = async () => text((await log.next()).value ?? new Uint8Array());
     strictEqual(await next(), "first\n");
     let pending = next();
@@ -157,7 +170,11 @@ Deno.test("following waits for the file of a container that has just been starte
   await using temporary = await directory();
   const path = `${temporary.path}/0.log`;
   const reader = new AbortController();
-  const log = readLog(request({ path, follow: true }), { ...context(), running: () => true, signal: reader.signal });
+  const log = readLog(request({ path, follow: true }), {
+    ...context(),
+    running: () => true,
+    signal: reader.signal,
+  });
   const first = log.next();
   await systemClock.sleep(50);
   await Deno.writeTextFile(path, line("hello"));
@@ -176,7 +193,8 @@ Deno.test("rotation: renames, reopens, packs, keeps five files", async () => {
     files: kubeletFiles,
     clock: { ...systemClock, now: () => nowMs },
     log: silentLogger,
-    running: () => [{ id: "gone", logPath: `${temporary.path}/no/directory.log` }, { id: "c1", logPath: path }],
+    running:
+      () => [{ id: "gone", logPath: `${temporary.path}/no/directory.log` }, { id: "c1", logPath: path }],
     reopenLog: async (id) => {
       if (id === "gone" || refuse) throw new Error("not now");
       reopened.push(id);
@@ -193,14 +211,25 @@ Deno.test("rotation: renames, reopens, packs, keeps five files", async () => {
   }
   strictEqual(reopened.length, 7);
   deepStrictEqual(await names(temporary.path), [
-    "0.log", "0.log.20260101-000030.gz", "0.log.20260101-000040.gz", "0.log.20260101-000050.gz", "0.log.20260101-000100",
+    "0.log",
+    "0.log.20260101-000030.gz",
+    "0.log.20260101-000040.gz",
+    "0.log.20260101-000050.gz",
+    "0.log.20260101-000100",
   ]);
   const packed = (await Deno.open(`${temporary.path}/0.log.20260101-000030.gz`)).readable;
-  strictEqual(await new Response(packed.pipeThrough(new DecompressionStream("gzip"))).text(), "3".repeat(100));
+  strictEqual(
+    await new Response(packed.pipeThrough(new DecompressionStream("gzip"))).text(),
+    "3".repeat(100),
+  );
   refuse = true;
   await Deno.writeTextFile(path, "8".repeat(100));
   await rotation.rotate();
-  strictEqual(await Deno.readTextFile(path), "8".repeat(100), "the runtime did not open a new file: the old one is put back");
+  strictEqual(
+    await Deno.readTextFile(path),
+    "8".repeat(100),
+    "the runtime did not open a new file: the old one is put back",
+  );
 });
 
 Deno.test("what an interrupted rotation left is taken away", () => {
@@ -219,7 +248,12 @@ function request(options: Partial<LogRequest> & { path: string }): LogRequest {
   return { timestamps: false, stream: "all", follow: false, ...options };
 }
 function context(): LogContext {
-  return { files: kubeletFiles, clock: systemClock, running: () => false, signal: new AbortController().signal };
+  return {
+    files: kubeletFiles,
+    clock: systemClock,
+    running: () => false,
+    signal: new AbortController().signal,
+  };
 }
 async function collect(options: Partial<LogRequest> & { path: string }): Promise<string> {
   const chunks: Uint8Array[] = [];

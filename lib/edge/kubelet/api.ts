@@ -7,9 +7,18 @@
 import { text } from "../../core/bytes.ts";
 import { errorText } from "../../core/errors.ts";
 import type { Pod } from "../../kube/types.ts";
-import { answer, answerJson, clientGone, type Exchange, type Refusal, refuse } from "./exchange.ts";
+import {
+  answer,
+  answerJson,
+  clientGone,
+  type Exchange,
+  type Found,
+  type Refusal,
+  refuse,
+} from "./exchange.ts";
 import { readLog } from "./log_reader.ts";
-import { allContainers, type KubeletPorts, type PodView, runLogPath, type RunView } from "./ports.ts";
+import { logRun } from "./log_run.ts";
+import { allContainers, type KubeletPorts, type PodView, runLogPath } from "./ports.ts";
 import {
   type ContainerTarget,
   type KubeletRequest,
@@ -24,8 +33,6 @@ import { Stats } from "./stats.ts";
 import { tunnel, upgradeHeaders } from "./tunnel.ts";
 
 const metricsType = "text/plain; version=0.0.4; charset=utf-8";
-
-type Found<T> = { state: "ok"; value: T } | { state: "refused"; refusal: Refusal };
 
 export class KubeletApi {
   readonly #ports: KubeletPorts;
@@ -51,7 +58,10 @@ export class KubeletApi {
       await this.#serve(watched);
     } catch (error) {
       const message = errorText(error);
-      this.#ports.log.debug("Kubelet request failed", { path: exchange.target.split("?")[0], error: message });
+      this.#ports.log.debug("Kubelet request failed", {
+        path: exchange.target.split("?")[0],
+        error: message,
+      });
       if (answered) exchange.reset(message);
       else await refuse(exchange, { status: 500, message }).catch(() => exchange.reset(message));
     }
@@ -107,10 +117,14 @@ export class KubeletApi {
     exchange.sendHead({ status: 200, headers: [["content-type", "text/plain; charset=utf-8"]] });
     const writer = exchange.writable.getWriter();
     writer.closed.catch((error) => gone.abort(error));
-    const sinceMs = options.sinceSeconds === undefined ? options.sinceMs : clock.now() - options.sinceSeconds * 1000;
+    const sinceMs = options.sinceSeconds === undefined
+      ? options.sinceMs
+      : clock.now() - options.sinceSeconds * 1000;
     const { tailLines, limitBytes, timestamps, stream, follow } = options;
     const request = { path, tailLines, limitBytes, sinceMs, timestamps, stream, follow };
-    for await (const chunk of readLog(request, { files, clock, running, signal: gone.signal })) await writer.write(chunk);
+    for await (const chunk of readLog(request, { files, clock, running, signal: gone.signal })) {
+      await writer.write(chunk);
+    }
     await writer.close();
   }
 
@@ -124,7 +138,9 @@ export class KubeletApi {
       const found = this.#pod(request.target);
       if (found.state === "refused") return found;
       const sandbox = found.value.state.sandbox;
-      if (!sandbox?.ready) return notFound(`pod not found ("${request.target.pod}_${request.target.namespace}")`);
+      if (!sandbox?.ready) {
+        return notFound(`pod not found ("${request.target.pod}_${request.target.namespace}")`);
+      }
       return { state: "ok", value: await runtime.portForward(sandbox.id, request.ports) };
     }
     const found = this.#runningContainer(request.target);
@@ -139,13 +155,23 @@ export class KubeletApi {
     return { state: "ok", value: await runtime.attach({ containerId, ...options }) };
   }
 
-  async #run(exchange: Exchange, { target, command }: { target: ContainerTarget; command: string[] }): Promise<void> {
+  async #run(
+    exchange: Exchange,
+    { target, command }: { target: ContainerTarget; command: string[] },
+  ): Promise<void> {
     const found = this.#runningContainer(target);
     if (found.state === "refused") return await refuse(exchange, found.refusal);
-    const { exitCode, stdout, stderr } = await this.#ports.runtime.execSync(found.value.containerId, command, 0);
+    const { exitCode, stdout, stderr } = await this.#ports.runtime.execSync(
+      found.value.containerId,
+      command,
+      0,
+    );
     const output = text(stdout) + text(stderr);
     if (exitCode === 0) return await answer(exchange, { type: "application/json", body: output });
-    await refuse(exchange, { status: 500, message: `command '${command.join(" ")}' exited with ${exitCode}: ${output}` });
+    await refuse(exchange, {
+      status: 500,
+      message: `command '${command.join(" ")}' exited with ${exitCode}: ${output}`,
+    });
   }
 
   // ---- reading
@@ -155,11 +181,16 @@ export class KubeletApi {
     switch (what) {
       case "health": {
         const reason = health();
-        if (reason !== undefined) return await refuse(exchange, { status: 500, message: `unhealthy: ${reason}` });
+        if (reason !== undefined) {
+          return await refuse(exchange, { status: 500, message: `unhealthy: ${reason}` });
+        }
         return await answer(exchange, { type: "text/plain; charset=utf-8", body: "ok" });
       }
       case "pods":
-        return await answerJson(exchange, podList(pods.list().map(({ pod, status }) => ({ ...pod, status }))));
+        return await answerJson(
+          exchange,
+          podList(pods.list().map(({ pod, status }) => ({ ...pod, status }))),
+        );
       case "runningPods":
         return await answerJson(exchange, podList(this.#runningPods()));
       case "summary":
@@ -167,9 +198,15 @@ export class KubeletApi {
       case "metrics":
         return await answer(exchange, { type: metricsType, body: metrics() });
       case "resourceMetrics":
-        return await answer(exchange, { type: metricsType, body: resourceMetrics(await this.#stats.counters()) });
+        return await answer(exchange, {
+          type: metricsType,
+          body: resourceMetrics(await this.#stats.counters()),
+        });
       case "containerMetrics":
-        return await answer(exchange, { type: metricsType, body: containerMetrics(await this.#stats.counters()) });
+        return await answer(exchange, {
+          type: metricsType,
+          body: containerMetrics(await this.#stats.counters()),
+        });
       case "config":
         return await answerJson(exchange, { kubeletconfig: config() });
     }
@@ -184,7 +221,11 @@ export class KubeletApi {
         current?.state === "running" ? [{ name: container, image: current.imageRef, resources: {} }] : []
       );
       if (!view?.state.sandbox?.ready && containers.length === 0) return [];
-      return [{ metadata: { name, namespace, uid, creationTimestamp: null }, spec: { containers }, status: {} }];
+      return [{
+        metadata: { name, namespace, uid, creationTimestamp: null },
+        spec: { containers },
+        status: {},
+      }];
     });
   }
 
@@ -192,7 +233,9 @@ export class KubeletApi {
 
   #pod({ namespace, pod, uid }: PodTarget): Found<PodView> {
     const view = this.#ports.pods.find(namespace, pod);
-    if (!view || (uid !== undefined && view.pod.metadata.uid !== uid)) return notFound(`pod "${pod}" does not exist`);
+    if (!view || (uid !== undefined && view.pod.metadata.uid !== uid)) {
+      return notFound(`pod "${pod}" does not exist`);
+    }
     return { state: "ok", value: view };
   }
 
@@ -222,38 +265,6 @@ export class KubeletApi {
   }
 }
 
-/** The run whose log is meant, by the pod's status (pkg/kubelet: validateContainerLogStatus). */
-function logRun(view: PodView, container: string, previous: boolean): Found<RunView> {
-  const bad = (what: string): Found<RunView> => ({ state: "refused", refusal: { status: 400, message: what } });
-  const subject = `container "${container}" in pod "${view.pod.metadata.name}"`;
-  const { containerStatuses = [], initContainerStatuses = [], ephemeralContainerStatuses = [] } = view.status;
-  const status = [...containerStatuses, ...initContainerStatuses, ...ephemeralContainerStatuses]
-    .find((candidate) => candidate.name === container);
-  if (!status) return bad(`${subject} is not available`);
-  const { running, terminated, waiting } = status.state ?? {};
-  const last = status.lastState?.terminated;
-  let id: string | undefined;
-  if (previous) {
-    if (!last?.containerID) return bad(`previous terminated ${subject} not found`);
-    id = last.containerID;
-  } else if (running) id = status.containerID;
-  else if (terminated) id = terminated.containerID || last?.containerID;
-  else if (last) id = last.containerID;
-  else if (waiting) return bad(`${subject} is waiting to start: ${waitingText(waiting.reason)}`);
-  else return bad(`${subject} is waiting to start - no logs yet`);
-  if (!id) return bad(`${subject} is terminated`);
-  const { current, previous: before } = view.state.containers.get(container) ?? {};
-  const run = [current, before].find((candidate) => candidate?.id === id.slice(id.indexOf("://") + 3));
-  if (!run) return bad(`${subject} is not available`);
-  return { state: "ok", value: run };
-}
-
-function waitingText(reason: string | undefined): string {
-  if (reason === "ErrImagePull") return "image can't be pulled";
-  if (reason === "ImagePullBackOff") return "trying and failing to pull image";
-  return reason ?? "";
-}
-
 function podList(items: Pod[] | object[]): object {
   return { kind: "PodList", apiVersion: "v1", metadata: {}, items };
 }
@@ -263,6 +274,8 @@ function notFound(message: string): { state: "refused"; refusal: Refusal } {
 }
 
 /** The parts of an exchange that may be getters of a class. */
-function pick({ method, target, headers, readable, writable }: Exchange): Omit<Exchange, "sendHead" | "reset"> {
+function pick(
+  { method, target, headers, readable, writable }: Exchange,
+): Omit<Exchange, "sendHead" | "reset"> {
   return { method, target, headers, readable, writable };
 }

@@ -21,6 +21,8 @@ export interface Refusal {
   headers?: [string, string][];
 }
 
+export type Found<T> = { state: "ok"; value: T } | { state: "refused"; refusal: Refusal };
+
 /** A whole answer of known length. */
 export async function answer(
   exchange: Exchange,

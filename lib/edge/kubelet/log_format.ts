@@ -99,7 +99,9 @@ export class LogFormatter {
     if (start < bytes.length && !this.done) {
       this.#rest.push(bytes.slice(start));
       this.#restBytes += bytes.length - start;
-      if (this.#restBytes > recordBytesMax) throw new Error(`a log line is longer than ${recordBytesMax} bytes`);
+      if (this.#restBytes > recordBytesMax) {
+        throw new Error(`a log line is longer than ${recordBytesMax} bytes`);
+      }
     }
     return concat(out);
   }

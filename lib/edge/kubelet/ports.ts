@@ -122,7 +122,9 @@ export function* runningLogs(pods: PodIndex, logDir: string): Generator<{ id: st
   for (const { pod } of pods.list()) {
     const view = pods.find(pod.metadata.namespace ?? "default", pod.metadata.name);
     for (const [name, { current }] of view?.state.containers ?? []) {
-      if (current?.state === "running") yield { id: current.id, logPath: runLogPath(pod, name, current, logDir) };
+      if (current?.state === "running") {
+        yield { id: current.id, logPath: runLogPath(pod, name, current, logDir) };
+      }
     }
   }
 }

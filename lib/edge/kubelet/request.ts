@@ -40,21 +40,28 @@ export type KubeletRequest =
   | { kind: "read"; what: Readable }
   | { kind: "refused"; refusal: Refusal };
 
-const readables = {
-  "healthz": "health",
-  "healthz/ping": "health",
-  "healthz/log": "health",
-  "healthz/syncloop": "health",
-  "pods": "pods",
-  "runningpods": "runningPods",
-  "stats/summary": "summary",
-  "metrics": "metrics",
-  "metrics/resource": "resourceMetrics",
-  "metrics/cadvisor": "containerMetrics",
-  "configz": "config",
-} as const;
-/** What is simply read. */
-export type Readable = typeof readables[keyof typeof readables];
+/** What is simply read, by path. */
+const readables = new Map(
+  Object.entries(
+    {
+      "healthz": "health",
+      "healthz/ping": "health",
+      "healthz/log": "health",
+      "healthz/syncloop": "health",
+      "pods": "pods",
+      "runningpods": "runningPods",
+      "stats/summary": "summary",
+      "metrics": "metrics",
+      "metrics/resource": "resourceMetrics",
+      "metrics/cadvisor": "containerMetrics",
+      "configz": "config",
+    } as const,
+  ),
+);
+export type Readable = typeof readables extends Map<string, infer What> ? What : never;
+
+/** Path segments after namespace and pod, at most. */
+const verbs = new Map([["containerLogs", 1], ["exec", 2], ["attach", 2], ["run", 2], ["portForward", 1]]);
 
 export function parseRequest(method: string, target: string): KubeletRequest {
   const mark = target.indexOf("?");
@@ -66,13 +73,13 @@ export function parseRequest(method: string, target: string): KubeletRequest {
   } catch {
     return refused(400, "the path is not well encoded");
   }
-  const readable = readables[parts.join("/") as keyof typeof readables] as Readable | undefined;
-  if (readable && Object.hasOwn(readables, parts.join("/"))) {
-    return method === "GET" ? { kind: "read", what: readable } : notAllowed("GET");
-  }
+  const what = readables.get(parts.join("/"));
+  if (what) return method === "GET" ? { kind: "read", what } : notAllowed("GET");
   const [verb, namespace, pod, ...rest] = parts;
-  const most = { containerLogs: 1, exec: 2, attach: 2, run: 2, portForward: 1 }[verb ?? ""];
-  if (most === undefined || rest.length > most || parts.includes("")) return refused(404, "404 page not found");
+  const most = verbs.get(verb ?? "");
+  if (most === undefined || rest.length > most || parts.includes("")) {
+    return refused(404, "404 page not found");
+  }
   if (!namespace) return refused(400, "Missing podNamespace.");
   if (!pod) return refused(400, "Missing podID.");
   const uid = rest.length === 2 ? rest[0] : undefined;
@@ -81,7 +88,9 @@ export function parseRequest(method: string, target: string): KubeletRequest {
     case "containerLogs": {
       if (method !== "GET") return notAllowed("GET");
       const options = logOptions(query);
-      return "status" in options ? { kind: "refused", refusal: options } : { kind: "logs", target: place, options };
+      return "status" in options
+        ? { kind: "refused", refusal: options }
+        : { kind: "logs", target: place, options };
     }
     case "run":
       if (method !== "POST") return notAllowed("POST");
@@ -109,6 +118,11 @@ export function parseRequest(method: string, target: string): KubeletRequest {
   }
 }
 
+const streams = new Map<string, LogOptions["stream"]>([["", "all"], ["All", "all"], ["Stdout", "stdout"], [
+  "Stderr",
+  "stderr",
+]]);
+
 function streamOptions(query: URLSearchParams): StreamOptions {
   const tty = flag(query, "tty");
   return {
@@ -131,14 +145,16 @@ function logOptions(query: URLSearchParams): LogOptions | Refusal {
   };
   const tail = query.get("tail"); // what tailLines was called once
   if (tail) query.set("tailLines", tail === "all" ? "" : tail);
-  const tailLines = count("tailLines", 0), limitBytes = count("limitBytes", 1), sinceSeconds = count("sinceSeconds", 1);
+  const tailLines = count("tailLines", 0),
+    limitBytes = count("limitBytes", 1),
+    sinceSeconds = count("sinceSeconds", 1);
   const sinceTime = query.get("sinceTime") || undefined;
   const sinceMs = sinceTime === undefined ? undefined : Date.parse(sinceTime);
   if (Number.isNaN(sinceMs)) wrong.push(`sinceTime is "${sinceTime}", not an RFC 3339 time`);
   if (sinceMs !== undefined && sinceSeconds !== undefined) {
     wrong.push("at most one of sinceTime and sinceSeconds may be specified");
   }
-  const stream = ({ "": "all", All: "all", Stdout: "stdout", Stderr: "stderr" } as const)[query.get("stream") ?? ""];
+  const stream = streams.get(query.get("stream") ?? "");
   if (!stream) wrong.push(`stream is "${query.get("stream")}", expected All, Stdout or Stderr`);
   if (stream !== "all" && tailLines !== undefined) {
     wrong.push("tailLines and a specific stream are mutually exclusive for now");
@@ -167,5 +183,8 @@ function refused(status: number, message: string): KubeletRequest {
 }
 
 function notAllowed(allow: string): KubeletRequest {
-  return { kind: "refused", refusal: { status: 405, message: "Method Not Allowed", headers: [["allow", allow]] } };
+  return {
+    kind: "refused",
+    refusal: { status: 405, message: "Method Not Allowed", headers: [["allow", allow]] },
+  };
 }

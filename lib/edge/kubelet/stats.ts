@@ -61,7 +61,7 @@ export class Stats {
   /** Throws when the machine or the runtime does not tell. */
   async summary(): Promise<object> {
     let counters = await this.counters();
-    if (!this.#cpu.complete) {
+    if (!counters.failed && !this.#cpu.complete) {
       await this.#ports.clock.sleep(firstRateMs);
       counters = await this.counters();
     }
@@ -79,7 +79,9 @@ export class Stats {
     const { runtime, nodeStats, pods, log } = this.#ports;
     const [node, stats] = await Promise.allSettled([nodeStats(), runtime.stats()]);
     for (const result of [node, stats]) {
-      if (result.status === "rejected") log.warn("Cannot take statistics", { error: errorText(result.reason) });
+      if (result.status === "rejected") {
+        log.warn("Cannot take statistics", { error: errorText(result.reason) });
+      }
     }
     const byView = new Map<PodView, ContainerCounters[]>();
     for (const container of stats.status === "fulfilled" ? stats.value : []) {
@@ -109,11 +111,16 @@ export class Stats {
 
   #node(node: NodeFigures, images: FileSystemFigures | undefined): object {
     const time = rfc3339(node.timeMs);
-    const { name, ...main } = node.interfaces.find(({ name }) => name === node.defaultInterface) ?? { name: "" };
+    const { name, ...main } = node.interfaces.find(({ name }) => name === node.defaultInterface) ??
+      { name: "" };
     return {
       nodeName: this.#ports.nodeName(),
       startTime: rfc3339(node.bootMs),
-      cpu: { time, ...defined({ usageNanoCores: this.#cpu.rate("") }), usageCoreNanoSeconds: node.cpuCoreNanoSeconds },
+      cpu: {
+        time,
+        ...defined({ usageNanoCores: this.#cpu.rate("") }),
+        usageCoreNanoSeconds: node.cpuCoreNanoSeconds,
+      },
       memory: { time, ...node.memory },
       network: { time, name, ...main, interfaces: node.interfaces },
       fs: { time, ...node.fileSystem },
@@ -128,7 +135,9 @@ export class Stats {
     context: { node: NodeFigures; images: FileSystemFigures },
   ): Promise<object> {
     const { name, namespace = "default", uid = "" } = view.pod.metadata;
-    const parts = await Promise.all(containers.map((counters) => this.#container(view.pod, counters, context)));
+    const parts = await Promise.all(
+      containers.map((counters) => this.#container(view.pod, counters, context)),
+    );
     const timeMs = Math.max(0, ...containers.map(({ stats }) => stats.timestampMs));
     const time = rfc3339(timeMs);
     const sum = (read: (part: typeof parts[number]) => number | undefined) => {
@@ -178,7 +187,10 @@ export class Stats {
       startTime: rfc3339(run.startedMs),
       cpu: {
         time,
-        ...defined({ usageNanoCores: this.#cpu.rate(stats.containerId), usageCoreNanoSeconds: cpuCoreNanoSeconds }),
+        ...defined({
+          usageNanoCores: this.#cpu.rate(stats.containerId),
+          usageCoreNanoSeconds: cpuCoreNanoSeconds,
+        }),
       },
       memory: { time, ...defined({ availableBytes, workingSetBytes: memoryWorkingSetBytes }) },
       rootfs: {
@@ -193,7 +205,9 @@ export class Stats {
   async #logs(directory: string): Promise<{ usedBytes: number; inodesUsed: number }> {
     const { files } = this.#ports;
     const names = await files.list(directory);
-    const sizes = await Promise.all(names.map(async (name) => (await files.stat(`${directory}/${name}`))?.bytes ?? 0));
+    const sizes = await Promise.all(
+      names.map(async (name) => (await files.stat(`${directory}/${name}`))?.bytes ?? 0),
+    );
     return { usedBytes: sizes.reduce((total, bytes) => total + bytes, 0), inodesUsed: names.length };
   }
 }

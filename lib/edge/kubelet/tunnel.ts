@@ -46,7 +46,9 @@ export async function tunnel(exchange: Exchange, url: string, ports: TunnelPorts
   if (server.protocol !== "http:") {
     return await refuse(exchange, {
       status: 502,
-      message: `the container runtime streams over ${server.protocol.slice(0, -1)}: only http on loopback is spoken`,
+      message: `the container runtime streams over ${
+        server.protocol.slice(0, -1)
+      }: only http on loopback is spoken`,
     });
   }
   let connection: Connection;
@@ -62,14 +64,19 @@ export async function tunnel(exchange: Exchange, url: string, ports: TunnelPorts
     const lines = headers.map(([name, value]) => `${name}: ${value}\r\n`).join("");
     const path = server.pathname + server.search;
     const length = exchange.method === "POST" ? "Content-Length: 0\r\n" : "";
-    await toRuntime.write(utf8(`${exchange.method} ${path} HTTP/1.1\r\nHost: ${server.host}\r\n${length}${lines}\r\n`));
+    await toRuntime.write(
+      utf8(`${exchange.method} ${path} HTTP/1.1\r\nHost: ${server.host}\r\n${length}${lines}\r\n`),
+    );
     const fromRuntime = connection.readable.getReader();
     const head = await readHead(fromRuntime);
     late.cancel();
     if (head.state === "bad") return await refuse(exchange, { status: 502, message: head.reason });
     if (head.status !== 101) {
       const message = await readMessage(head, fromRuntime);
-      return await refuse(exchange, { status: head.status, message: message || "the container runtime refused to upgrade" });
+      return await refuse(exchange, {
+        status: head.status,
+        message: message || "the container runtime refused to upgrade",
+      });
     }
     exchange.sendHead({ status: 101, headers: head.headers });
     fromRuntime.releaseLock();
@@ -87,7 +94,11 @@ interface Upgraded extends Connection {
 }
 
 /** Both ways until both ends are reached; throws nothing: the failure of one side ends the other. */
-async function pump(exchange: Exchange, { toRuntime, first, readable, close }: Upgraded, clock: Clock): Promise<void> {
+async function pump(
+  exchange: Exchange,
+  { toRuntime, first, readable, close }: Upgraded,
+  clock: Clock,
+): Promise<void> {
   const up = upwards(exchange, toRuntime).then(() => true, () => {
     close(); // the client has gone
     return false;
@@ -107,7 +118,10 @@ async function pump(exchange: Exchange, { toRuntime, first, readable, close }: U
 }
 
 /** The client's bytes to the runtime. What comes when the runtime wants none any more is dropped: the answer's end is what counts. */
-async function upwards(exchange: Exchange, toRuntime: WritableStreamDefaultWriter<Uint8Array>): Promise<void> {
+async function upwards(
+  exchange: Exchange,
+  toRuntime: WritableStreamDefaultWriter<Uint8Array>,
+): Promise<void> {
   let wanted = true;
   const unwanted = () => {
     wanted = false;
@@ -128,9 +142,16 @@ async function readHead(reader: Reader): Promise<Head> {
   for (;;) {
     const end = headEnd(bytes);
     if (end >= 0) return parseHead(text(bytes.subarray(0, end)), bytes.subarray(end + 4));
-    if (bytes.length > answerBytesMax) return { state: "bad", reason: "the container runtime's answer is too long" };
+    if (bytes.length > answerBytesMax) {
+      return { state: "bad", reason: "the container runtime's answer is too long" };
+    }
     const { done, value } = await reader.read();
-    if (done) return { state: "bad", reason: "the container runtime closed its streaming connection without an answer" };
+    if (done) {
+      return {
+        state: "bad",
+        reason: "the container runtime closed its streaming connection without an answer",
+      };
+    }
     bytes = concat([bytes, value]);
   }
 }
@@ -145,7 +166,9 @@ function headEnd(bytes: Uint8Array): number {
 function parseHead(head: string, rest: Uint8Array): Head {
   const [first = "", ...lines] = head.split("\r\n");
   const status = Number(/^HTTP\/1\.[01] (\d{3})(?: |$)/.exec(first)?.[1]);
-  if (!(status >= 101 && status <= 599)) return { state: "bad", reason: "the container runtime did not answer in HTTP" };
+  if (!(status >= 101 && status <= 599)) {
+    return { state: "bad", reason: "the container runtime did not answer in HTTP" };
+  }
   const headers: [string, string][] = [];
   for (const line of lines) {
     const colon = line.indexOf(":");
