@@ -7,8 +7,9 @@ import { checkLines, type HubProbe, kubeletPort, type MachineFacts, preflight } 
 import type { Taint } from "../lib/kube/types.ts";
 import { systemClock } from "../lib/sys/clock.ts";
 import { grpcUnix } from "../lib/sys/grpc_unix.ts";
+import { diskFree, hostFacts } from "../lib/sys/host.ts";
 import { loadIdentity, loadPendingKey, saveIdentity, savePendingKey, writeAtomically } from "../lib/sys/identity_files.ts";
-import { architecture, cgroups, cniConfigs, freeBytes, isRoot, portTaken, processRuns } from "../lib/sys/machine.ts";
+import { cgroups, cniConfigs, isRoot, portTaken, processRuns } from "../lib/sys/machine.ts";
 import { installedUnit, installUnit, systemdRuns, unitIsOf, unitName, unitText } from "../lib/sys/systemd.ts";
 import { fetchAuthority, pinnedFetch } from "../lib/sys/tls_pin.ts";
 import type { EdgeRunOptions } from "./edge_run.ts";
@@ -49,7 +50,7 @@ export async function joinNode(o: JoinOptions): Promise<void> {
     return say("Dry run: nothing was changed");
   }
   const { labels, taints, name: node } = o;
-  const joined = await join({ token, node, fallbackNode, labels, taints, architecture: architecture() }, current, ports);
+  const joined = await join({ token, node, fallbackNode, labels, taints, architecture: hostFacts().architecture }, current, ports);
   report(joined, current, o);
   if (joined.state === "joined" || joined.identity.urls.join() !== current?.urls.join()) saveIdentity(o.rootDir, joined.identity);
   const runOptions = edgeRunOptions(o);
@@ -122,6 +123,14 @@ async function checkMachine(o: JoinOptions, { urls, hubNeeded, ports }: { urls: 
     `Cannot join: ${failed.length} of ${checks.length} checks failed (${names}); nothing was changed. Do what stands at → above and run the command again`,
     ExitCode.precondition,
   );
+}
+
+function freeBytes(path: string): number | undefined {
+  try {
+    return diskFree(path).freeBytes;
+  } catch {
+    return undefined;
+  }
 }
 
 async function probeRuntime(endpoint: string): Promise<MachineFacts["runtime"]> {

@@ -37,8 +37,8 @@ export async function resetNode(o: ResetOptions): Promise<void> {
   for (const uid of await removePods(o, uids)) uids.add(uid);
   removeLogs(o.podLogDir, uids);
   if (joined) await removeFiles(o.rootDir);
-  else say(`✓ ${o.rootDir} holds no agent, nothing to remove there`);
-  removeAgentCgroups(o.cgroupRoot);
+  await removeAgentCgroups(o.cgroupRoot);
+  if (!joined) return say(`No agent in ${o.rootDir}: nothing more to reset`);
   say(`This machine is no node any more. The cluster keeps its Node object until you run: kubectl delete node ${node ?? "NAME"}`);
 }
 
@@ -89,7 +89,7 @@ async function removePods(o: ResetOptions, uids: ReadonlySet<string>): Promise<s
       return [];
     }
     throw new UserError(
-      `Cannot stop the ${uids.size} pods of ${o.rootDir}: ${o.runtimeEndpoint} does not answer (${errorText(error)}); start the runtime and run the command again`,
+      `Cannot stop ${counted(uids.size, "pod")} of ${o.rootDir}: ${o.runtimeEndpoint} does not answer (${errorText(error)}); start the runtime and run the command again`,
     );
   }
   const own = sandboxes.filter((sandbox) => isOwn(sandbox, o.rootDir, uids));
@@ -100,7 +100,7 @@ async function removePods(o: ResetOptions, uids: ReadonlySet<string>): Promise<s
   if (failed.length > 0) {
     throw new UserError(`Cannot remove ${failed.length} of ${own.length} pods (${failed[0]}); run the command again`);
   }
-  if (own.length > 0) say(`✓ Stopped and removed ${own.length} ${own.length === 1 ? "pod" : "pods"}`);
+  if (own.length > 0) say(`✓ Stopped and removed ${counted(own.length, "pod")}`);
   return own.map(({ podUid }) => podUid);
 }
 
@@ -122,14 +122,15 @@ async function removeSandbox(runtime: ContainerRuntime, id: string, running: str
 function removeLogs(podLogDir: string, uids: ReadonlySet<string>): void {
   const logs = names(podLogDir).filter((name) => uids.has(name.split("_")[2] ?? ""));
   for (const name of logs) Deno.removeSync(`${podLogDir}/${name}`, { recursive: true });
-  if (logs.length > 0) say(`✓ Removed ${logs.length} log directories from ${podLogDir}`);
+  if (logs.length > 0) say(`✓ Removed the logs of ${counted(logs.length, "pod")} from ${podLogDir}`);
 }
 
 /** The root of the whole hierarchy is not ours to remove. */
-function removeAgentCgroups(cgroupRoot: string): void {
+async function removeAgentCgroups(cgroupRoot: string): Promise<void> {
   const path = cgroupRoot.replace(/\/+$/, "");
   if (path === "" || path.split("/").includes("..")) return;
-  for (const left of [...removeCgroups(path), ...removeCgroups(`${path}.slice`)]) say(`! cgroup ${left} stays: it still holds processes`);
+  const left = await removeCgroups(path);
+  if (left.length > 0) say(`! cgroup ${path} stays in ${left.length} hierarchies: something else runs in it (${left[0]})`);
 }
 
 async function removeFiles(rootDir: string): Promise<void> {
@@ -164,6 +165,10 @@ function names(directory: string): string[] {
     if (error instanceof Deno.errors.NotFound) return [];
     throw error;
   }
+}
+
+function counted(count: number, noun: string): string {
+  return `${count} ${noun}${count === 1 ? "" : "s"}`;
 }
 
 function say(line: string): void {

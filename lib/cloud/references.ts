@@ -93,6 +93,7 @@ export class References {
     this.#needed.set(node, now);
     for (const [id, reference] of now) if (!before?.has(id)) this.#add(node, id, reference);
     for (const id of before?.keys() ?? []) if (!now.has(id)) this.#remove(node, id);
+    this.#checkComplete(); // what was missing may be needed no longer
   }
 
   get(node: string, kind: ReferenceKind, key: string): ViewObject | undefined {

@@ -104,8 +104,10 @@ function network({ runtime, cniDirectory, cniConfigs }: MachineFacts): Check {
   const found = cniConfigs.length > 0 ? `${cniDirectory}/${cniConfigs[0]}` : "";
   if (runtime.state === "ok" && runtime.info.networkReady) return { level: "ok", name, text: `CNI ready${found && ` (${found})`}` };
   const remedy = `install CNI plug-ins (apt install containernetworking-plugins) and put a configuration into ${cniDirectory}`;
-  if (found) {
-    const reason = runtime.state === "ok" && runtime.info.message ? `: ${runtime.info.message}` : "";
+  // A runtime that does not answer has its own check.
+  if (found && runtime.state === "failed") return { level: "ok", name, text: found };
+  if (found && runtime.state === "ok") {
+    const reason = runtime.info.message && `: ${runtime.info.message}`;
     return { level: "warn", name, text: `${found} is there, but the runtime does not say that its network is ready${reason}`, remedy };
   }
   return { level: "error", name, text: `no CNI configuration in ${cniDirectory}; only pods with hostNetwork would run`, remedy };

@@ -27,6 +27,8 @@ export type WebSocketEvent =
 
 /** Control frames carry at most 125 bytes (section 5.5). */
 const controlBytesMax = 125;
+/** Pieces of one message: each costs memory even when it is empty. Our own ends send one. */
+const piecesMax = 64;
 
 export class WebSocketDecoder {
   #rest: Uint8Array = new Uint8Array(0);
@@ -103,6 +105,7 @@ export class WebSocketDecoder {
   #part(payload: Bytes, fin: boolean): WebSocketEvent | undefined {
     this.#inMessage = !fin;
     if (!fin || this.#parts.length > 0) {
+      if (this.#parts.length >= piecesMax) return fault(1009, `the message has more than ${piecesMax} pieces`);
       this.#parts.push(payload);
       this.#partsBytes += payload.length;
       if (!fin) return undefined;

@@ -11,6 +11,8 @@ const bodyBytesMax = 32 * 1024;
 const chunkBytes = 16 * 1024;
 /** What may wait to be sent to one edge; beyond it the edge is too slow and reconnects. */
 const unsentBytesMax = 32 * 1024 * 1024;
+/** The same for a guest without proof, who is sent a greeting, a refusal and pongs: one who does not read is none of ours. */
+const unprovedUnsentBytesMax = 64 * 1024;
 
 export interface ServerSocket {
   send(message: Uint8Array<ArrayBuffer>): void;
@@ -127,6 +129,7 @@ async function readRequest(conn: Deno.TlsConn): Promise<Request | undefined> {
 async function webSocket(conn: Deno.TlsConn, key: string, first: Uint8Array, remote: string, routes: HubRoutes, settle: () => void): Promise<void> {
   const queue: Uint8Array<ArrayBuffer>[] = [];
   let unsent = 0, closing = false, writing = false;
+  let guest: ServerGuest | undefined;
   const flush = async () => {
     if (writing) return;
     writing = true;
@@ -149,7 +152,11 @@ async function webSocket(conn: Deno.TlsConn, key: string, first: Uint8Array, rem
     if (closing) return;
     queue.push(bytes);
     unsent += bytes.length;
-    if (unsent > unsentBytesMax) return close(conn);
+    if (unsent > (guest?.proved ? unsentBytesMax : unprovedUnsentBytesMax)) {
+      closing = true;
+      queue.length = 0;
+      return close(conn);
+    }
     queueMicrotask(flush);
   };
   const socket: ServerSocket = {
@@ -163,7 +170,7 @@ async function webSocket(conn: Deno.TlsConn, key: string, first: Uint8Array, rem
     },
   };
   post(utf8(`HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: ${acceptKey(key)}\r\n\r\n`));
-  const guest = routes.connect(socket);
+  guest = routes.connect(socket);
   if (!guest) return socket.close("too many connections without proof, try again");
   const decoder = new WebSocketDecoder();
   const buffer = new Uint8Array(chunkBytes);

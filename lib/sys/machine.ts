@@ -1,6 +1,4 @@
 /** What kind of machine this is: the facts that lib/edge/preflight.ts judges, and mounts and cgroups for `edge reset`. */
-import { statfsSync } from "node:fs";
-
 const cgroupRoot = "/sys/fs/cgroup";
 
 export interface Mount {
@@ -41,18 +39,6 @@ export function cgroupHierarchies(): string[] {
   return mounts().filter(({ type }) => /^cgroup2?$/.test(type)).map(({ path }) => path);
 }
 
-/** Of the nearest directory that exists; undefined when the kernel does not tell. */
-export function freeBytes(path: string): number | undefined {
-  for (let at = path;; at = at.slice(0, at.lastIndexOf("/"))) {
-    try {
-      const { bavail, bsize } = statfsSync(at || "/");
-      return bavail * bsize;
-    } catch (error) {
-      if (at === "" || (error as { code?: string }).code !== "ENOENT") return undefined;
-    }
-  }
-}
-
 /** Names of CNI configurations, in the order in which the runtime takes them. */
 export function cniConfigs(directory: string): string[] {
   try {
@@ -89,18 +75,21 @@ export function portTaken(port: number): boolean {
   });
 }
 
-/** As Kubernetes and container images name it. */
-export function architecture(): string {
-  return { x86_64: "amd64", aarch64: "arm64" }[Deno.build.arch];
-}
-
 export function isRoot(): boolean {
   return Deno.uid() === 0;
 }
 
+/** The kernel takes a moment to let the last process of a cgroup go. */
+const removeAttempts = 20;
+const removeRetryMs = 50;
+
 /** Removes a cgroup and its empty children in every hierarchy; what still holds processes stays and is returned. */
-export function removeCgroups(path: string): string[] {
-  return cgroupHierarchies().map((mount) => `${mount}${path}`).filter((directory) => !removeCgroup(directory));
+export async function removeCgroups(path: string): Promise<string[]> {
+  for (let attempt = 1;; attempt++) {
+    const left = cgroupHierarchies().map((mount) => `${mount}${path}`).filter((directory) => !removeCgroup(directory));
+    if (left.length === 0 || attempt >= removeAttempts) return left;
+    await new Promise((resolve) => setTimeout(resolve, removeRetryMs));
+  }
 }
 
 function removeCgroup(directory: string): boolean {

@@ -403,15 +403,20 @@ async function withHub(authority: CertificateAuthority, run: (url: string, seen:
     nowMs: Date.now(), lifeMs: 3_600_000, serial: new Uint8Array([3, serial++]),
   });
   const seen: string[] = [];
+  const over = Promise.withResolvers<void>();
   const hub = Deno.serve({ hostname: "127.0.0.1", port: 0, cert: certificate, key, onListen: () => {} }, async (request) => {
     const { pathname } = new URL(request.url);
     seen.push(`${request.method} ${pathname} ${await request.text()}`);
-    if (pathname === "/v1/ca") return answer === "mute" ? await new Promise<Response>(() => {}) : new Response(answer);
+    if (pathname === "/v1/ca") {
+      if (answer === "mute") await over.promise;
+      return new Response(answer);
+    }
     return Response.json({ message: "no" }, { status: 403 });
   });
   try {
     await run(`wss://127.0.0.1:${hub.addr.port}`, seen);
   } finally {
+    over.resolve();
     await hub.shutdown();
   }
 }

@@ -109,6 +109,20 @@ Deno.test("the runtime's end is the client's, with all bytes", async () => {
   await served;
 });
 
+Deno.test("a runtime that resets its connection takes nothing of what it said with it", async () => {
+  await using server = runtime(switching, async (socket) => {
+    await socket.write(utf8("last words"));
+    await systemClock.sleep(50); // the client's bytes come and stay unread: the close becomes a reset
+  });
+  const exchange = new FakeExchange("GET", "/exec", upgrade);
+  const served = tunnel(exchange, server.url, ports);
+  await exchange.head.promise;
+  await exchange.client.writer.write(utf8("never read"));
+  strictEqual((await exchange.answer()).body, "last words");
+  await served;
+  strictEqual(exchange.resetReason, undefined);
+});
+
 Deno.test("a client that goes away closes the runtime's connection", async () => {
   const ended = Promise.withResolvers<string>();
   await using server = runtime(switching, async (socket) => {

@@ -99,15 +99,13 @@ async function pump(
   { toRuntime, first, readable, close }: Upgraded,
   clock: Clock,
 ): Promise<void> {
-  const up = upwards(exchange, toRuntime).then(() => true, () => {
-    close(); // the client has gone
-    return false;
-  });
+  const backlog = new Backlog(clock);
+  const up = upwards(exchange, toRuntime, backlog).catch(() => close()); // the client has gone
   try {
     const writer = exchange.writable.getWriter();
     if (first.length > 0) await writer.write(first);
-    writer.releaseLock();
-    await readable.pipeTo(exchange.writable);
+    for await (const chunk of readable) await backlog.during(writer.write(chunk));
+    await writer.close();
   } catch (error) {
     exchange.reset(`the container runtime's stream broke: ${errorText(error)}`);
   }
@@ -121,15 +119,53 @@ async function pump(
 async function upwards(
   exchange: Exchange,
   toRuntime: WritableStreamDefaultWriter<Uint8Array>,
+  backlog: Backlog,
 ): Promise<void> {
   let wanted = true;
   const unwanted = () => {
     wanted = false;
   };
   for await (const chunk of exchange.readable.values({ preventCancel: true })) {
+    await backlog.drained(isPing(chunk) ? Infinity : holdMs);
     if (wanted) await toRuntime.write(chunk).catch(unwanted);
   }
   if (wanted) await toRuntime.close().catch(unwanted);
+}
+
+/**
+ * The runtime closes its connection as soon as the process has ended and the kernel has taken its last output. Bytes
+ * that reach it after that are answered with a reset, and a reset throws away what lies unread in our receive buffer:
+ * megabytes, when the client is slower than the process. So the client's bytes wait while there is a backlog: its SPDY
+ * pings (every 5 s from kube-apiserver) as long as it takes, a person's keys for a moment.
+ */
+class Backlog {
+  #writing = false;
+  #lastMs = -Infinity;
+  constructor(readonly clock: Clock) {}
+
+  async during(write: Promise<void>): Promise<void> {
+    this.#writing = true;
+    await write;
+    this.#writing = false;
+    this.#lastMs = this.clock.monotonic();
+  }
+
+  async drained(patienceMs: number): Promise<void> {
+    const untilMs = this.clock.monotonic() + patienceMs;
+    for (;;) {
+      const nowMs = this.clock.monotonic();
+      if ((!this.#writing && nowMs - this.#lastMs > quietMs) || nowMs >= untilMs) return;
+      await this.clock.sleep(quietMs);
+    }
+  }
+}
+/** Nothing came from the runtime for so long: its output was read to its end for now. */
+const quietMs = 10;
+const holdMs = 300;
+
+/** One SPDY/3.1 PING (control frame of type 6, 4 bytes long). */
+function isPing(chunk: Uint8Array): boolean {
+  return chunk.length === 12 && [0x80, 0x03, 0x00, 0x06, 0x00, 0x00, 0x00, 0x04].every((byte, at) => chunk[at] === byte);
 }
 
 type Head =
