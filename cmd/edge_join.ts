@@ -2,13 +2,33 @@
 import { Cri } from "../lib/cri/client.ts";
 import { errorText, ExitCode, UserError } from "../lib/core/errors.ts";
 import type { Identity } from "../lib/edge/identity.ts";
-import { holds, type HubAuthority, join, type Joined, type JoinPorts, pinAuthority, readToken } from "../lib/edge/join.ts";
-import { checkLines, type HubProbe, kubeletPort, type MachineFacts, preflight } from "../lib/edge/preflight.ts";
+import {
+  holds,
+  type HubAuthority,
+  join,
+  type Joined,
+  type JoinPorts,
+  pinAuthority,
+  readToken,
+} from "../lib/edge/join.ts";
+import {
+  checkLines,
+  type HubProbe,
+  kubeletPort,
+  type MachineFacts,
+  preflight,
+} from "../lib/edge/preflight.ts";
 import type { Taint } from "../lib/kube/types.ts";
 import { systemClock } from "../lib/sys/clock.ts";
 import { grpcUnix } from "../lib/sys/grpc_unix.ts";
 import { diskFree, hostFacts } from "../lib/sys/host.ts";
-import { loadIdentity, loadPendingKey, saveIdentity, savePendingKey, writeAtomically } from "../lib/sys/identity_files.ts";
+import {
+  loadIdentity,
+  loadPendingKey,
+  saveIdentity,
+  savePendingKey,
+  writeAtomically,
+} from "../lib/sys/identity_files.ts";
 import { cgroups, cniConfigs, isRoot, portTaken, processRuns } from "../lib/sys/machine.ts";
 import { installedUnit, installUnit, systemdRuns, unitIsOf, unitName, unitText } from "../lib/sys/systemd.ts";
 import { fetchAuthority, pinnedFetch } from "../lib/sys/tls_pin.ts";
@@ -50,13 +70,21 @@ export async function joinNode(o: JoinOptions): Promise<void> {
     return say("Dry run: nothing was changed");
   }
   const { labels, taints, name: node } = o;
-  const joined = await join({ token, node, fallbackNode, labels, taints, architecture: hostFacts().architecture }, current, ports);
+  const joined = await join(
+    { token, node, fallbackNode, labels, taints, architecture: hostFacts().architecture },
+    current,
+    ports,
+  );
   report(joined, current, o);
-  if (joined.state === "joined" || joined.identity.urls.join() !== current?.urls.join()) saveIdentity(o.rootDir, joined.identity);
+  if (joined.state === "joined" || joined.identity.urls.join() !== current?.urls.join()) {
+    saveIdentity(o.rootDir, joined.identity);
+  }
   const runOptions = edgeRunOptions(o);
   const newConfig = await writeConfig(runOptions);
   if (asService) return await startService(o, newConfig || joined.state === "joined");
-  if (!o.run && !o.start) return say(`Start the agent with: kubeedge edge run --config ${configPath(o.rootDir)}`);
+  if (!o.run && !o.start) {
+    return say(`Start the agent with: kubeedge edge run --config ${configPath(o.rootDir)}`);
+  }
   say("Running the agent in the foreground; Ctrl-C ends it, pods go on");
   const { runEdge } = await import("./edge_run.ts");
   await runEdge(runOptions);
@@ -66,7 +94,10 @@ function defaultName({ name }: JoinOptions): string {
   if (name !== undefined) return name;
   const host = Deno.hostname().toLowerCase();
   if (nodeName.read(host) !== undefined) return host;
-  throw new UserError(`Cannot name the node after the host "${host}": expected ${nodeName.expected}; give one with --name`, ExitCode.usage);
+  throw new UserError(
+    `Cannot name the node after the host "${host}": expected ${nodeName.expected}; give one with --name`,
+    ExitCode.usage,
+  );
 }
 
 /** One question to each hub serves both the checks and the join. */
@@ -99,9 +130,15 @@ async function within<T>(timeoutMs: number, work: Promise<T>): Promise<T> {
   }
 }
 
-async function checkMachine(o: JoinOptions, { urls, hubNeeded, ports }: { urls: string[]; hubNeeded: boolean; ports: JoinPorts }): Promise<void> {
+async function checkMachine(
+  o: JoinOptions,
+  { urls, hubNeeded, ports }: { urls: string[]; hubNeeded: boolean; ports: JoinPorts },
+): Promise<void> {
   say("Checking this machine");
-  const [runtime, hubs] = await Promise.all([probeRuntime(o.runtimeEndpoint), Promise.all(urls.map((url) => probeHub(url, ports)))]);
+  const [runtime, hubs] = await Promise.all([
+    probeRuntime(o.runtimeEndpoint),
+    Promise.all(urls.map((url) => probeHub(url, ports))),
+  ]);
   const checks = preflight({
     root: isRoot(),
     cgroups: cgroups(),
@@ -160,15 +197,42 @@ function refuseOtherUnit(rootDir: string): void {
 
 function report({ state, identity }: Joined, current: Identity | undefined, o: JoinOptions): void {
   const { node, cluster } = identity;
-  if (state === "joined") return say(`✓ ${current ? "Renewed" : "Joined"} node "${node}" of cluster ${cluster}`);
+  if (state === "joined") {
+    return say(`✓ ${current ? "Renewed" : "Joined"} node "${node}" of cluster ${cluster}`);
+  }
   const asked = Object.keys(o.labels).length > 0 || o.taints.length > 0;
   const unsent = asked ? "; labels and taints were not sent, use kubectl for them" : "";
-  say(`✓ This machine is node "${node}" of that cluster already, nothing to do${unsent}. To join anew: kubeedge edge reset`);
+  say(
+    `✓ This machine is node "${node}" of that cluster already, nothing to do${unsent}. To join anew: kubeedge edge reset`,
+  );
 }
 
 function edgeRunOptions(o: JoinOptions): EdgeRunOptions {
-  const { rootDir, runtimeEndpoint, podLogDir, cgroupRoot, clusterDns, clusterDomain, nodeIp, statusListen, maxPods, logLevel, logFormat } = o;
-  const common = { rootDir, runtimeEndpoint, podLogDir, cgroupRoot, clusterDns, clusterDomain, statusListen, maxPods, logLevel, logFormat };
+  const {
+    rootDir,
+    runtimeEndpoint,
+    podLogDir,
+    cgroupRoot,
+    clusterDns,
+    clusterDomain,
+    nodeIp,
+    statusListen,
+    maxPods,
+    logLevel,
+    logFormat,
+  } = o;
+  const common = {
+    rootDir,
+    runtimeEndpoint,
+    podLogDir,
+    cgroupRoot,
+    clusterDns,
+    clusterDomain,
+    statusListen,
+    maxPods,
+    logLevel,
+    logFormat,
+  };
   return nodeIp === undefined ? common : { ...common, nodeIp };
 }
 
@@ -181,7 +245,9 @@ async function writeConfig({ statusListen, ...options }: EdgeRunOptions): Promis
   const { stringify } = await import("yaml");
   const host = statusListen?.host.includes(":") ? `[${statusListen.host}]` : statusListen?.host;
   const listen = statusListen ? { statusListen: `${host}:${statusListen.port}` } : {};
-  const text = `# Written by "kubeedge edge join"; every key is an option of "kubeedge edge run".\n${stringify({ ...options, ...listen })}`;
+  const text = `# Written by "kubeedge edge join"; every key is an option of "kubeedge edge run".\n${
+    stringify({ ...options, ...listen })
+  }`;
   return writeChanged(configPath(options.rootDir), text);
 }
 
@@ -196,7 +262,11 @@ function writeChanged(path: string, text: string): boolean {
 async function startService(o: JoinOptions, changed: boolean): Promise<void> {
   const environmentFile = `${o.rootDir}/edge.env`;
   const newEnvironment = writeChanged(environmentFile, environment());
-  const unit = unitText({ command: [...program(), "edge", "run", "--config", configPath(o.rootDir)], rootDir: o.rootDir, environmentFile });
+  const unit = unitText({
+    command: [...program(), "edge", "run", "--config", configPath(o.rootDir)],
+    rootDir: o.rootDir,
+    environmentFile,
+  });
   const restart = changed || newEnvironment || installedUnit() !== unit;
   await installUnit(unit, !o.start ? "no" : restart ? "restart" : "start");
   if (!o.start) return say(`✓ Installed ${unitName}; start it with: systemctl start ${unitName}`);
@@ -207,7 +277,9 @@ async function startService(o: JoinOptions, changed: boolean): Promise<void> {
 function environment(): string {
   return inherited.flatMap((name) => {
     const value = Deno.env.get(name);
-    return value === undefined || /[\n\0]/.test(value) ? [] : [`${name}="${value.replaceAll(/["\\$`]/g, "\\$&")}"\n`];
+    return value === undefined || /[\n\0]/.test(value)
+      ? []
+      : [`${name}="${value.replaceAll(/["\\$`]/g, "\\$&")}"\n`];
   }).join("");
 }
 
@@ -218,7 +290,9 @@ function environment(): string {
 function program(): string[] {
   const executable = Deno.env.get("KUBEEDGE_EXECUTABLE");
   if (executable) return [executable];
-  return Deno.build.standalone ? [Deno.execPath()] : [Deno.execPath(), "run", "-A", new URL(Deno.mainModule).pathname];
+  return Deno.build.standalone
+    ? [Deno.execPath()]
+    : [Deno.execPath(), "run", "-A", new URL(Deno.mainModule).pathname];
 }
 
 function say(line: string): void {

@@ -27,8 +27,15 @@ const marks = ["edge.json", "edge.yaml", "pki/node.key"];
 const ownFiles = /^(pki(\.new|\.old)?|edge\.(json|yaml|env)(\.new)?|edge\.sock|store.*|pods)$/;
 
 export async function resetNode(o: ResetOptions): Promise<void> {
-  if (!isRoot()) throw new UserError("Cannot reset this node: not root; run it with sudo", ExitCode.precondition);
-  if (o.rootDir === "/") throw new UserError("Cannot reset the root directory /: name the agent's own with --root-dir", ExitCode.usage);
+  if (!isRoot()) {
+    throw new UserError("Cannot reset this node: not root; run it with sudo", ExitCode.precondition);
+  }
+  if (o.rootDir === "/") {
+    throw new UserError(
+      "Cannot reset the root directory /: name the agent's own with --root-dir",
+      ExitCode.usage,
+    );
+  }
   const node = nodeOf(o.rootDir);
   if (!o.yes) confirmReset(node, o.rootDir);
   await stopAgent(o.rootDir);
@@ -39,7 +46,11 @@ export async function resetNode(o: ResetOptions): Promise<void> {
   if (joined) await removeFiles(o.rootDir);
   await removeAgentCgroups(o.cgroupRoot);
   if (!joined) return say(`No agent in ${o.rootDir}: nothing more to reset`);
-  say(`This machine is no node any more. The cluster keeps its Node object until you run: kubectl delete node ${node ?? "NAME"}`);
+  say(
+    `This machine is no node any more. The cluster keeps its Node object until you run: kubectl delete node ${
+      node ?? "NAME"
+    }`,
+  );
 }
 
 /** Undefined when it cannot be told. */
@@ -53,9 +64,16 @@ function nodeOf(rootDir: string): string | undefined {
 }
 
 function confirmReset(node: string | undefined, rootDir: string): void {
-  if (!Deno.stdin.isTerminal()) throw new UserError("Cannot ask whether to reset this node: there is no terminal; add --yes", ExitCode.usage);
+  if (!Deno.stdin.isTerminal()) {
+    throw new UserError(
+      "Cannot ask whether to reset this node: there is no terminal; add --yes",
+      ExitCode.usage,
+    );
+  }
   const what = node === undefined ? `the agent in ${rootDir}` : `node "${node}" (${rootDir})`;
-  if (!confirm(`This stops all pods of ${what} and deletes their data, its key and its certificate. Go on?`)) {
+  if (
+    !confirm(`This stops all pods of ${what} and deletes their data, its key and its certificate. Go on?`)
+  ) {
     throw new UserError("Nothing was changed");
   }
 }
@@ -63,9 +81,13 @@ function confirmReset(node: string | undefined, rootDir: string): void {
 /** A service of another root directory stays. An agent in the foreground is for the person who started it to end. */
 async function stopAgent(rootDir: string): Promise<void> {
   const unit = installedUnit();
-  if (unit !== undefined && unitIsOf(unit, rootDir) && await removeUnit()) say(`✓ Stopped and removed ${unitName}`);
+  if (unit !== undefined && unitIsOf(unit, rootDir) && await removeUnit()) {
+    say(`✓ Stopped and removed ${unitName}`);
+  }
   if (!(await answers(`${rootDir}/edge.sock`))) return;
-  throw new UserError(`Cannot reset ${rootDir}: an agent still runs there (it answers on edge.sock); stop it and run the command again`);
+  throw new UserError(
+    `Cannot reset ${rootDir}: an agent still runs there (it answers on edge.sock); stop it and run the command again`,
+  );
 }
 
 async function answers(path: string): Promise<boolean> {
@@ -89,7 +111,9 @@ async function removePods(o: ResetOptions, uids: ReadonlySet<string>): Promise<s
       return [];
     }
     throw new UserError(
-      `Cannot stop ${counted(uids.size, "pod")} of ${o.rootDir}: ${o.runtimeEndpoint} does not answer (${errorText(error)}); start the runtime and run the command again`,
+      `Cannot stop ${counted(uids.size, "pod")} of ${o.rootDir}: ${o.runtimeEndpoint} does not answer (${
+        errorText(error)
+      }); start the runtime and run the command again`,
     );
   }
   const own = sandboxes.filter((sandbox) => isOwn(sandbox, o.rootDir, uids));
@@ -98,14 +122,20 @@ async function removePods(o: ResetOptions, uids: ReadonlySet<string>): Promise<s
   const results = await Promise.allSettled(own.map(({ id }) => removeSandbox(runtime, id, running(id))));
   const failed = results.flatMap((result) => result.status === "rejected" ? [errorText(result.reason)] : []);
   if (failed.length > 0) {
-    throw new UserError(`Cannot remove ${failed.length} of ${own.length} pods (${failed[0]}); run the command again`);
+    throw new UserError(
+      `Cannot remove ${failed.length} of ${own.length} pods (${failed[0]}); run the command again`,
+    );
   }
   if (own.length > 0) say(`✓ Stopped and removed ${counted(own.length, "pod")}`);
   return own.map(({ podUid }) => podUid);
 }
 
 /** Other agents may share the runtime. */
-export function isOwn({ labels, annotations }: Pick<Sandbox, "labels" | "annotations">, rootDir: string, uids: ReadonlySet<string>): boolean {
+export function isOwn(
+  { labels, annotations }: Pick<Sandbox, "labels" | "annotations">,
+  rootDir: string,
+  uids: ReadonlySet<string>,
+): boolean {
   const uid = labels[uidLabel], agent = annotations[agentAnnotation];
   if (uid === undefined) return false;
   return agent !== undefined ? agent === rootDir : uids.has(uid);
@@ -130,20 +160,30 @@ async function removeAgentCgroups(cgroupRoot: string): Promise<void> {
   const path = cgroupRoot.replace(/\/+$/, "");
   if (path === "" || path.split("/").includes("..")) return;
   const left = await removeCgroups(path);
-  if (left.length > 0) say(`! cgroup ${path} stays in ${left.length} hierarchies: something else runs in it (${left[0]})`);
+  if (left.length > 0) {
+    say(`! cgroup ${path} stays in ${left.length} hierarchies: something else runs in it (${left[0]})`);
+  }
 }
 
 async function removeFiles(rootDir: string): Promise<void> {
   const mounted = await unmountBelow(`${rootDir}/pods`);
   if (mounted.length > 0) {
-    throw new UserError(`Cannot remove ${rootDir}/pods: ${mounted[0]} is still mounted; end what uses it (fuser -m ${mounted[0]}) and run the command again`);
+    throw new UserError(
+      `Cannot remove ${rootDir}/pods: ${mounted[0]} is still mounted; end what uses it (fuser -m ${
+        mounted[0]
+      }) and run the command again`,
+    );
   }
   const own = names(rootDir).filter((name) => ownFiles.test(name));
   const last = (name: string) => marks.some((mark) => mark.split("/")[0] === name);
-  for (const name of [...own.filter((name) => !last(name)), ...own.filter(last)]) Deno.removeSync(`${rootDir}/${name}`, { recursive: true });
+  for (const name of [...own.filter((name) => !last(name)), ...own.filter(last)]) {
+    Deno.removeSync(`${rootDir}/${name}`, { recursive: true });
+  }
   say(`✓ Removed ${own.join(", ")} from ${rootDir}`);
   const others = names(rootDir);
-  if (others.length > 0) return say(`! ${rootDir} keeps what is not the agent's: ${others.slice(0, 5).join(", ")}`);
+  if (others.length > 0) {
+    return say(`! ${rootDir} keeps what is not the agent's: ${others.slice(0, 5).join(", ")}`);
+  }
   try {
     Deno.removeSync(rootDir);
   } catch { /* something is mounted on it */ }

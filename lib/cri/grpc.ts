@@ -6,6 +6,7 @@
  * seen; a call that ends without a status header succeeded when its body holds whole messages.
  */
 import { create, type DescMethod, fromBinary, type MessageInitShape, type MessageShape, toBinary } from "@bufbuild/protobuf";
+import { abortable } from "../core/abortable.ts";
 import { concat } from "../core/bytes.ts";
 
 /** The largest answer: a list of all containers with their labels, or 16 MB of exec output. */
@@ -71,7 +72,7 @@ export async function* stream<M extends DescMethod>(
   checkStatus(method.name, response.status, response.headers);
   if (!response.body) return;
   try {
-    for await (const message of messages(response.body)) yield fromBinary(method.output, message) as MessageShape<M["output"]>;
+    for await (const message of messages(abortable(response.body, options.signal))) yield fromBinary(method.output, message) as MessageShape<M["output"]>;
   } catch (error) {
     if (options.signal?.aborted) throw options.signal.reason;
     if (error instanceof CriError) throw error;
@@ -89,7 +90,7 @@ function checkStatus(name: string, status: number, headers: Headers): void {
   if (status !== 200) throw new CriError(`${name}: HTTP ${status} from the container runtime`, "Unavailable");
 }
 
-async function* messages(body: ReadableStream<Uint8Array>): AsyncGenerator<Uint8Array> {
+async function* messages(body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
   let rest: Uint8Array = new Uint8Array(0);
   for await (const chunk of body) {
     rest = rest.length === 0 ? chunk : concat([rest, chunk]);

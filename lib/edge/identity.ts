@@ -21,10 +21,17 @@ export interface Identity {
 }
 
 /** Whether the identity can open a session now; `bad` also when the certificate has expired. */
-export function judgeIdentity(identity: Identity, nowMs: number): { state: "ok"; notAfterMs: number } | { state: "bad"; reason: string } {
+export function judgeIdentity(
+  identity: Identity,
+  nowMs: number,
+): { state: "ok"; notAfterMs: number } | { state: "bad"; reason: string } {
   const checked = checkCertificate(identity.certificate, identity.caBundle, nowMs);
-  if (checked.state === "bad") return { state: "bad", reason: `its certificate cannot be used: ${checked.reason}` };
-  if (checked.facts.commonName !== nodeSubject(identity.node)) return { state: "bad", reason: `its certificate is for ${checked.facts.commonName}` };
+  if (checked.state === "bad") {
+    return { state: "bad", reason: `its certificate cannot be used: ${checked.reason}` };
+  }
+  if (checked.facts.commonName !== nodeSubject(identity.node)) {
+    return { state: "bad", reason: `its certificate is for ${checked.facts.commonName}` };
+  }
   return { state: "ok", notAfterMs: checked.facts.notAfterMs };
 }
 

@@ -55,13 +55,16 @@ export type Joined = { state: "joined" | "kept"; identity: Identity };
 
 export function readToken(token: string): JoinToken {
   const parsed = parseJoinToken(token);
-  if (parsed.state === "bad") throw new UserError(`Cannot use the join token: ${parsed.reason}`, ExitCode.usage);
+  if (parsed.state === "bad") {
+    throw new UserError(`Cannot use the join token: ${parsed.reason}`, ExitCode.usage);
+  }
   return parsed.token;
 }
 
 /** Whether `identity` is in force and of the token's cluster: then no hub is needed. */
 export function holds(identity: Identity | undefined, token: JoinToken, nowMs: number): boolean {
-  return identity !== undefined && authorityHashes(identity.caBundle).includes(token.authorityHash) && judgeIdentity(identity, nowMs).state === "ok";
+  return identity !== undefined && authorityHashes(identity.caBundle).includes(token.authorityHash) &&
+    judgeIdentity(identity, nowMs).state === "ok";
 }
 
 /** Throws UserError; 4 where the hub or its CA refuses, 1 where no hub can be asked. */
@@ -83,7 +86,15 @@ export async function join(wish: JoinWish, current: Identity | undefined, ports:
   const key = current?.key ?? await pendingKey(ports) ?? await newKey(ports);
   const csr = await makeRequest(key, { commonName: nodeSubject(node), organization: "system:nodes" });
   const { labels, taints, architecture } = wish;
-  const request = JSON.stringify({ tokenId: token.id, secret: token.secret, node, csr, architecture, labels, taints });
+  const request = JSON.stringify({
+    tokenId: token.id,
+    secret: token.secret,
+    node,
+    csr,
+    architecture,
+    labels,
+    taints,
+  });
   const { url, body } = await ask(node, request, authority, ports);
   const identity = await readIdentity(body, { node, key, token, url, nowMs: ports.clock.now() });
   if (current && identity.cluster !== current.cluster) throw otherCluster(current);
@@ -127,7 +138,10 @@ export interface PinnedAuthority {
 }
 
 /** Asks the hubs in turn for their CA. A wrong one ends the search: somebody is in between. */
-export async function pinAuthority(token: JoinToken, { authority, progress }: Pick<JoinPorts, "authority" | "progress">): Promise<PinnedAuthority> {
+export async function pinAuthority(
+  token: JoinToken,
+  { authority, progress }: Pick<JoinPorts, "authority" | "progress">,
+): Promise<PinnedAuthority> {
   const failures: string[] = [];
   for (const [index, url] of token.urls.entries()) {
     let bundle: string;
@@ -146,12 +160,25 @@ export async function pinAuthority(token: JoinToken, { authority, progress }: Pi
       );
     }
     progress(`Hub ${url}: CA matches the token`);
-    return { certificate: pinned.certificate, bundle, urls: unique([...token.urls.slice(index), ...token.urls.slice(0, index)]) };
+    return {
+      certificate: pinned.certificate,
+      bundle,
+      urls: unique([...token.urls.slice(index), ...token.urls.slice(0, index)]),
+    };
   }
-  throw new UserError(`Cannot reach a hub (${failures.join("; ")}); check network, firewall and HTTPS_PROXY, then run the command again`);
+  throw new UserError(
+    `Cannot reach a hub (${
+      failures.join("; ")
+    }); check network, firewall and HTTPS_PROXY, then run the command again`,
+  );
 }
 
-async function ask(node: string, request: string, authority: PinnedAuthority, { post }: JoinPorts): Promise<{ url: string; body: string }> {
+async function ask(
+  node: string,
+  request: string,
+  authority: PinnedAuthority,
+  { post }: JoinPorts,
+): Promise<{ url: string; body: string }> {
   const failures: string[] = [];
   for (const url of authority.urls) {
     const reply = await post(authority.certificate, url, request);
@@ -160,12 +187,16 @@ async function ask(node: string, request: string, authority: PinnedAuthority, { 
       continue;
     }
     if (reply.state === "lost") {
-      throw new UserError(`Cannot join node "${node}": the answer of ${url} was lost (${reply.reason}); run the command again, the key is kept`);
+      throw new UserError(
+        `Cannot join node "${node}": the answer of ${url} was lost (${reply.reason}); run the command again, the key is kept`,
+      );
     }
     if (reply.status === 200) return { url, body: reply.body };
     const refused = reply.status >= 400 && reply.status < 500;
     throw new UserError(
-      `Cannot join node "${node}": ${messageOf(reply.body) ?? `hub ${url} answered ${reply.status}`}${refused ? "" : "; run the command again later"}`,
+      `Cannot join node "${node}": ${messageOf(reply.body) ?? `hub ${url} answered ${reply.status}`}${
+        refused ? "" : "; run the command again later"
+      }`,
       refused ? ExitCode.refused : ExitCode.failure,
     );
   }
@@ -175,7 +206,9 @@ async function ask(node: string, request: string, authority: PinnedAuthority, { 
 function messageOf(body: string): string | undefined {
   const message = record(body).message;
   // From the network to a terminal: no control characters, no essay.
-  return typeof message === "string" && message !== "" ? message.replaceAll(/[\p{Cc}\p{Cf}]+/gu, " ").slice(0, 500) : undefined;
+  return typeof message === "string" && message !== ""
+    ? message.replaceAll(/[\p{Cc}\p{Cf}]+/gu, " ").slice(0, 500)
+    : undefined;
 }
 
 interface Expected {
@@ -187,19 +220,42 @@ interface Expected {
 }
 
 async function readIdentity(body: string, { node, key, token, url, nowMs }: Expected): Promise<Identity> {
-  const wrong = (reason: string) => new UserError(`Cannot join node "${node}": the answer of hub ${url} cannot be used: ${reason}`, ExitCode.refused);
+  const wrong = (reason: string) =>
+    new UserError(
+      `Cannot join node "${node}": the answer of hub ${url} cannot be used: ${reason}`,
+      ExitCode.refused,
+    );
   const answer = record(body);
   const { certificate, caBundle, cluster } = answer;
-  if (typeof certificate !== "string" || typeof caBundle !== "string" || typeof cluster !== "string" || cluster === "") {
+  if (
+    typeof certificate !== "string" || typeof caBundle !== "string" || typeof cluster !== "string" ||
+    cluster === ""
+  ) {
     throw wrong("it lacks certificate, CA or cluster; cloud and edge may be of versions that do not fit");
   }
   if (answer.node !== node) throw wrong(`it is for node "${String(answer.node).slice(0, 80)}"`);
-  if (!authorityHashes(caBundle).includes(token.authorityHash)) throw wrong("its CA is not the one of the token");
-  const urls = Array.isArray(answer.urls) ? answer.urls.filter((other): other is string => typeof other === "string" && /^wss:\/\/[^/\s]+$/.test(other)) : [];
-  const identity: Identity = { node, cluster, urls: unique([url, ...urls]), certificate, key, caBundle, joinedMs: nowMs };
+  if (!authorityHashes(caBundle).includes(token.authorityHash)) {
+    throw wrong("its CA is not the one of the token");
+  }
+  const urls = Array.isArray(answer.urls)
+    ? answer.urls.filter((other): other is string =>
+      typeof other === "string" && /^wss:\/\/[^/\s]+$/.test(other)
+    )
+    : [];
+  const identity: Identity = {
+    node,
+    cluster,
+    urls: unique([url, ...urls]),
+    certificate,
+    key,
+    caBundle,
+    joinedMs: nowMs,
+  };
   const judged = judgeIdentity(identity, nowMs);
   if (judged.state === "bad") throw wrong(judged.reason);
-  if (readCertificate(certificate).keyHash !== hex(createHash("sha256").update(await publicKeyOf(key)).digest())) throw wrong("its certificate is of another key");
+  if (
+    readCertificate(certificate).keyHash !== hex(createHash("sha256").update(await publicKeyOf(key)).digest())
+  ) throw wrong("its certificate is of another key");
   return identity;
 }
 

@@ -2,6 +2,7 @@
  * List, then watch, for as long as it takes: resumes by resourceVersion, takes bookmarks, lists again after 410 Gone,
  * backs off when refused or unreachable. Objects are handed on as the raw bytes that the API server wrote.
  */
+import { abortable } from "../core/abortable.ts";
 import { concat, text } from "../core/bytes.ts";
 import { Backoff } from "../core/backoff.ts";
 import type { Clock, Random } from "../core/clock.ts";
@@ -88,6 +89,7 @@ export class Reflector {
 
   async stop(): Promise<void> {
     this.#abort.abort(new Error("reflector stopped"));
+    this.#watching?.abort(new Error("reflector stopped"));
     this.#synced.reject(new Error("reflector stopped"));
     await this.#done;
   }
@@ -102,7 +104,7 @@ export class Reflector {
         const startedMs = clock.monotonic();
         await this.#watch();
         // A watch that lasted is no failure; one that ends at once must not spin.
-        if (clock.monotonic() - startedMs > 1000) backoff.reset();
+        if (this.#relist || clock.monotonic() - startedMs > 1000) backoff.reset();
         else await clock.sleep(backoff.next(), signal).catch(() => {});
       } catch (error) {
         if (signal.aborted) return;
@@ -154,10 +156,10 @@ export class Reflector {
       resourceVersion: this.#resourceVersion,
       timeoutSeconds: Math.round(watchSeconds * (1 + random.float())),
     };
-    this.#watching = new AbortController();
-    const signal = AbortSignal.any([this.#abort.signal, this.#watching.signal]);
+    const { signal } = this.#watching = new AbortController();
+    this.#abort.signal.throwIfAborted();
     const body = await client.openWatch(path, { query, as: as?.(), signal });
-    for await (const line of lines(body, eventBytesMax)) this.#event(line);
+    for await (const line of lines(abortable(body, signal), eventBytesMax)) this.#event(line);
   }
 
   #event(line: Uint8Array): void {

@@ -14,11 +14,18 @@ const fileMode = 0o600;
 export function loadIdentity(rootDir: string): Identity | undefined {
   finishChange(rootDir);
   const about = read(`${rootDir}/edge.json`);
-  const [key, certificate, caBundle] = ["node.key", "node.crt", "ca.crt"].map((name) => read(`${rootDir}/pki/${name}`));
+  const [key, certificate, caBundle] = ["node.key", "node.crt", "ca.crt"].map((name) =>
+    read(`${rootDir}/pki/${name}`)
+  );
   if (about === undefined || certificate === undefined) return undefined;
   const damaged = (what: string) =>
-    new UserError(`Cannot use the identity in ${rootDir}: ${what}; run "kubeedge edge reset" and join again`, ExitCode.precondition);
-  if (key === undefined || caBundle === undefined) throw damaged(`pki/${key === undefined ? "node.key" : "ca.crt"} is missing`);
+    new UserError(
+      `Cannot use the identity in ${rootDir}: ${what}; run "kubeedge edge reset" and join again`,
+      ExitCode.precondition,
+    );
+  if (key === undefined || caBundle === undefined) {
+    throw damaged(`pki/${key === undefined ? "node.key" : "ca.crt"} is missing`);
+  }
   let json: Record<string, unknown>;
   try {
     json = JSON.parse(about) as Record<string, unknown>;
@@ -26,7 +33,9 @@ export function loadIdentity(rootDir: string): Identity | undefined {
     throw damaged("edge.json is no JSON");
   }
   const { node, cluster, urls, joinedMs } = json ?? {};
-  if (typeof node !== "string" || typeof cluster !== "string" || !isTexts(urls) || typeof joinedMs !== "number") {
+  if (
+    typeof node !== "string" || typeof cluster !== "string" || !isTexts(urls) || typeof joinedMs !== "number"
+  ) {
     throw damaged("edge.json lacks node, cluster, urls or joinedMs");
   }
   return { node, cluster, urls, certificate, key, caBundle, joinedMs };
@@ -46,7 +55,10 @@ export function saveIdentity(rootDir: string, identity: Identity): void {
   writeSynced(`${next}/node.crt`, certificate);
   writeSynced(`${next}/ca.crt`, caBundle);
   syncDirectory(next);
-  writeAtomically(`${rootDir}/edge.json`, JSON.stringify({ node, cluster, urls, joinedMs }, undefined, 2) + "\n");
+  writeAtomically(
+    `${rootDir}/edge.json`,
+    JSON.stringify({ node, cluster, urls, joinedMs }, undefined, 2) + "\n",
+  );
   if (exists(`${rootDir}/pki`)) Deno.renameSync(`${rootDir}/pki`, previous);
   Deno.renameSync(next, `${rootDir}/pki`);
   syncDirectory(rootDir);

@@ -78,7 +78,8 @@ export function kubeHttp(connection: KubeConnection): HttpSend {
     if (request.timeoutMs !== undefined) signals.push(AbortSignal.timeout(request.timeoutMs));
     const init: RequestInit & { client: Deno.HttpClient } = { method: request.method, headers, client, redirect: "manual" };
     if (request.body !== undefined) init.body = request.body;
-    if (signals.length > 0) init.signal = AbortSignal.any(signals);
+    const [only] = signals;
+    if (only) init.signal = signals.length === 1 ? only : AbortSignal.any(signals);
     const response = await fetch(connection.server + request.target, init);
     return { status: response.status, headers: response.headers, body: response.body };
   };

@@ -23,14 +23,18 @@ function unescape(path: string): string {
 
 /** Version 2 when the controllers are there; on a hybrid machine they are version 1's. */
 export function cgroups(): { version: 1 | 2; controllers: string[] } | undefined {
-  const mounted = mounts().filter(({ type, path }) => /^cgroup2?$/.test(type) && `${path}/`.startsWith(`${cgroupRoot}/`));
+  const mounted = mounts().filter(({ type, path }) =>
+    /^cgroup2?$/.test(type) && `${path}/`.startsWith(`${cgroupRoot}/`)
+  );
   if (mounted.length === 0) return undefined;
   if (mounted.some(({ type, path }) => type === "cgroup2" && path === cgroupRoot)) {
     const controllers = Deno.readTextFileSync(`${cgroupRoot}/cgroup.controllers`).trim().split(/\s+/);
     return { version: 2, controllers: controllers.filter(Boolean) };
   }
   // Directories are named after their controllers: cpu,cpuacct.
-  const controllers = mounted.filter(({ type }) => type === "cgroup").flatMap(({ path }) => path.slice(cgroupRoot.length + 1).split(","));
+  const controllers = mounted.filter(({ type }) => type === "cgroup").flatMap(({ path }) =>
+    path.slice(cgroupRoot.length + 1).split(",")
+  );
   return { version: 1, controllers };
 }
 
@@ -42,7 +46,9 @@ export function cgroupHierarchies(): string[] {
 /** Names of CNI configurations, in the order in which the runtime takes them. */
 export function cniConfigs(directory: string): string[] {
   try {
-    return [...Deno.readDirSync(directory)].map(({ name }) => name).filter((name) => /\.(conf|conflist|json)$/.test(name)).sort();
+    return [...Deno.readDirSync(directory)].map(({ name }) => name).filter((name) =>
+      /\.(conf|conflist|json)$/.test(name)
+    ).sort();
   } catch {
     return [];
   }
@@ -86,7 +92,9 @@ const removeRetryMs = 50;
 /** Removes a cgroup and its empty children in every hierarchy; what still holds processes stays and is returned. */
 export async function removeCgroups(path: string): Promise<string[]> {
   for (let attempt = 1;; attempt++) {
-    const left = cgroupHierarchies().map((mount) => `${mount}${path}`).filter((directory) => !removeCgroup(directory));
+    const left = cgroupHierarchies().map((mount) => `${mount}${path}`).filter((directory) =>
+      !removeCgroup(directory)
+    );
     if (left.length === 0 || attempt >= removeAttempts) return left;
     await new Promise((resolve) => setTimeout(resolve, removeRetryMs));
   }
@@ -108,7 +116,8 @@ function removeCgroup(directory: string): boolean {
 export async function unmountBelow(directory: string): Promise<string[]> {
   const below = () => mounts().map(({ path }) => path).filter((path) => path.startsWith(`${directory}/`));
   for (const path of below().reverse()) {
-    await new Deno.Command("umount", { args: [path], stdin: "null", stdout: "null", stderr: "null" }).output();
+    await new Deno.Command("umount", { args: [path], stdin: "null", stdout: "null", stderr: "null" })
+      .output();
   }
   return below();
 }

@@ -92,7 +92,10 @@ async function systemctl(...args: string[]): Promise<void> {
   const { success, code, stderr } = await command.output();
   if (success) return;
   const reason = new TextDecoder().decode(stderr).trim().split("\n").at(-1) || `code ${code}`;
-  throw new UserError(`systemctl ${args.join(" ")} failed: ${reason}; see journalctl -u ${unitName}`, ExitCode.failure);
+  throw new UserError(
+    `systemctl ${args.join(" ")} failed: ${reason}; see journalctl -u ${unitName}`,
+    ExitCode.failure,
+  );
 }
 
 function isDirectory(path: string): boolean {

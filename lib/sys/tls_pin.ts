@@ -14,10 +14,18 @@ const answerBytesMax = 64 * 1024;
 const answerTimeoutMs = 30_000;
 
 /** `url` is wss://HOST:PORT. Throws with what failed. The bundle is unproved: check it before use. */
-export async function fetchAuthority(url: string, timeoutMs: number = answerTimeoutMs): Promise<HubAuthority> {
+export async function fetchAuthority(
+  url: string,
+  timeoutMs: number = answerTimeoutMs,
+): Promise<HubAuthority> {
   const socket = await dialHub(url, undefined);
   const sentMs = Date.now();
-  const { status, headers, body } = await exchange(socket, `GET /v1/ca HTTP/1.1\r\n${hostLine(url)}`, "", timeoutMs);
+  const { status, headers, body } = await exchange(
+    socket,
+    `GET /v1/ca HTTP/1.1\r\n${hostLine(url)}`,
+    "",
+    timeoutMs,
+  );
   if (status !== 200) throw new Error(`it answered ${status} to GET /v1/ca; is it a kubeedge hub?`);
   const dateMs = Date.parse(/^date:\s*(.+)$/im.exec(headers)?.[1] ?? "");
   // Date counts whole seconds, so the middle of its second is compared with the middle of the round trip.
@@ -26,7 +34,9 @@ export async function fetchAuthority(url: string, timeoutMs: number = answerTime
 }
 
 /** `caBundle`: PEM of the CAs that the hub's certificate may be of, and no other. */
-export function pinnedFetch(caBundle: string): (url: string, json: string, timeoutMs?: number) => Promise<JoinReply> {
+export function pinnedFetch(
+  caBundle: string,
+): (url: string, json: string, timeoutMs?: number) => Promise<JoinReply> {
   return async (url, json, timeoutMs = answerTimeoutMs) => {
     let socket: Socket;
     try {
@@ -34,7 +44,9 @@ export function pinnedFetch(caBundle: string): (url: string, json: string, timeo
     } catch (error) {
       return { state: "unreachable", reason: errorText(error) };
     }
-    const head = `POST /v1/join HTTP/1.1\r\n${hostLine(url)}content-type: application/json\r\ncontent-length: ${utf8(json).length}\r\n`;
+    const head = `POST /v1/join HTTP/1.1\r\n${
+      hostLine(url)
+    }content-type: application/json\r\ncontent-length: ${utf8(json).length}\r\n`;
     try {
       const { status, body } = await exchange(socket, head, json, timeoutMs);
       return { state: "answered", status, body };
@@ -81,9 +93,12 @@ function readAnswer(socket: Socket, timeoutMs: number): Promise<Answer> {
       data = concat([data, chunk]);
       const answer = parse(data, false);
       if (answer) done(answer);
-      else if (data.length > answerBytesMax) done(new Error(`its answer is longer than ${answerBytesMax} bytes`));
+      else if (data.length > answerBytesMax) {
+        done(new Error(`its answer is longer than ${answerBytesMax} bytes`));
+      }
     };
-    const ended = () => done(parse(data, true) ?? new Error("it closed the connection before it had answered"));
+    const ended = () =>
+      done(parse(data, true) ?? new Error("it closed the connection before it had answered"));
     const timer = setTimeout(() => done(new Error(`it did not answer within ${timeoutMs} ms`)), timeoutMs);
     // The handler stays: an error after the answer has nobody else to take it.
     socket.on("data", got).on("end", ended).on("close", ended).on("error", (error: Error) => done(error));
@@ -92,7 +107,8 @@ function readAnswer(socket: Socket, timeoutMs: number): Promise<Answer> {
 
 /** Undefined until the answer is whole. */
 function parse(data: Uint8Array, ended: boolean): Answer | undefined {
-  const [, statusText, headers = ""] = /^HTTP\/1\.[01] (\d{3})[^\r\n]*\r\n([\s\S]*?\r\n)\r\n/.exec(text(data)) ?? [];
+  const [, statusText, headers = ""] =
+    /^HTTP\/1\.[01] (\d{3})[^\r\n]*\r\n([\s\S]*?\r\n)\r\n/.exec(text(data)) ?? [];
   if (statusText === undefined) return undefined;
   const start = text(data).indexOf("\r\n\r\n") + 4;
   const length = /^content-length:\s*(\d+)/im.exec(headers)?.[1];

@@ -3,7 +3,15 @@ import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
 import { hex } from "../../lib/core/bytes.ts";
 import { UserError } from "../../lib/core/errors.ts";
-import { authorityHash, type CertificateAuthority, checkRequest, issueLeaf, makeAuthority, makeKey, publicKeyOf } from "../../lib/crypto/x509.ts";
+import {
+  authorityHash,
+  type CertificateAuthority,
+  checkRequest,
+  issueLeaf,
+  makeAuthority,
+  makeKey,
+  publicKeyOf,
+} from "../../lib/crypto/x509.ts";
 import { formatJoinToken, type JoinToken } from "../../lib/crypto/join_token.ts";
 import type { Identity } from "../../lib/edge/identity.ts";
 import { join, type JoinPorts, type JoinReply, type JoinWish, readToken } from "../../lib/edge/join.ts";
@@ -17,11 +25,17 @@ import { FakeClock } from "../fake/clock.ts";
 
 const nowMs = Date.UTC(2026, 5, 1);
 let serial = 1;
-const newAuthority = (name: string, atMs = nowMs) => makeAuthority(name, { nowMs: atMs, days: 3650, serial: new Uint8Array([1, serial++]) });
+const newAuthority = (name: string, atMs = nowMs) =>
+  makeAuthority(name, { nowMs: atMs, days: 3650, serial: new Uint8Array([1, serial++]) });
 const [own, other] = await Promise.all([newAuthority("kubeedge"), newAuthority("other")]);
 const secret = "c2VjcmV0LW9mLXRoZS10b2tlbg";
 const urlA = "wss://a.example:10443", urlB = "wss://b.example:10443";
-const token: JoinToken = { urls: [urlA, urlB], authorityHash: authorityHash(own.certificate), id: "0123456789", secret };
+const token: JoinToken = {
+  urls: [urlA, urlB],
+  authorityHash: authorityHash(own.certificate),
+  id: "0123456789",
+  secret,
+};
 
 /** A cloud with one CA and one token, that binds each name to the key that first took it. */
 class FakeHub {
@@ -50,22 +64,39 @@ class FakeHub {
     return this.lose-- > 0 ? { state: "lost", reason: "reset by peer" } : reply;
   }
   async #judge(body: Record<string, unknown>): Promise<JoinReply> {
-    const refused = (status: number, message: string): JoinReply => ({ state: "answered", status, body: JSON.stringify({ message }) });
+    const refused = (status: number, message: string): JoinReply => ({
+      state: "answered",
+      status,
+      body: JSON.stringify({ message }),
+    });
     if (this.fail) return refused(this.fail.status, this.fail.message);
     if (body.tokenId !== token.id || body.secret !== secret) return refused(403, "the token is not known");
     const checked = await checkRequest(String(body.csr));
     assert.equal(checked.state, "ok");
     const publicKey = (checked as { publicKey: Uint8Array<ArrayBuffer> }).publicKey;
     const keyHash = hex(createHash("sha256").update(publicKey).digest()), node = String(body.node);
-    if ((this.names.get(node) ?? keyHash) !== keyHash) return refused(409, `the name "${node}" belongs to another machine`);
+    if ((this.names.get(node) ?? keyHash) !== keyHash) {
+      return refused(409, `the name "${node}" belongs to another machine`);
+    }
     this.names.set(node, keyHash);
     const certificate = await leaf(this.authorityOf, publicKey, node);
-    const answer = this.change({ certificate, caBundle: this.bundle, cluster: this.cluster, node, urls: [urlA, urlB] });
+    const answer = this.change({
+      certificate,
+      caBundle: this.bundle,
+      cluster: this.cluster,
+      node,
+      urls: [urlA, urlB],
+    });
     return { state: "answered", status: 200, body: JSON.stringify(answer) };
   }
 }
 
-function leaf(authority: CertificateAuthority, publicKey: Uint8Array<ArrayBuffer>, node: string, options: { atMs?: number } = {}) {
+function leaf(
+  authority: CertificateAuthority,
+  publicKey: Uint8Array<ArrayBuffer>,
+  node: string,
+  options: { atMs?: number } = {},
+) {
   return issueLeaf(authority, {
     subject: { commonName: `system:node:${node}`, organization: "system:nodes" },
     publicKey,
@@ -88,7 +119,14 @@ function setUp() {
     clock,
     progress: (line) => lines.push(line),
   };
-  const wish: JoinWish = { token, node: undefined, fallbackNode: "n1", labels: { zone: "shop" }, taints: [], architecture: "arm64" };
+  const wish: JoinWish = {
+    token,
+    node: undefined,
+    fallbackNode: "n1",
+    labels: { zone: "shop" },
+    taints: [],
+    architecture: "arm64",
+  };
   return { hub, clock, ports, wish, state, lines };
 }
 
@@ -104,12 +142,26 @@ Deno.test("a machine joins and holds a certificate of its own key", async () => 
   const { state: outcome, identity } = await join(wish, undefined, ports);
   assert.equal(outcome, "joined");
   assert.deepEqual({ ...identity, certificate: "", key: "", caBundle: "" }, {
-    node: "n1", cluster: "cluster-1", urls: [urlA, urlB], joinedMs: nowMs, certificate: "", key: "", caBundle: "",
+    node: "n1",
+    cluster: "cluster-1",
+    urls: [urlA, urlB],
+    joinedMs: nowMs,
+    certificate: "",
+    key: "",
+    caBundle: "",
   });
   assert.equal(identity.key, state.pending, "the key was kept before it was used");
   const { certificate, body } = hub.posts[0]!;
   assert.equal(certificate, own.certificate.trim());
-  assert.deepEqual({ ...body, csr: "" }, { tokenId: token.id, secret, node: "n1", csr: "", architecture: "arm64", labels: { zone: "shop" }, taints: [] });
+  assert.deepEqual({ ...body, csr: "" }, {
+    tokenId: token.id,
+    secret,
+    node: "n1",
+    csr: "",
+    architecture: "arm64",
+    labels: { zone: "shop" },
+    taints: [],
+  });
   assert.ok(!lines.join().includes(secret));
 });
 
@@ -129,7 +181,9 @@ Deno.test("a CA that is slipped in beside the right one is not trusted", async (
   assert.equal(hub.posts[0]!.certificate, own.certificate.trim());
 });
 
-for (const bundle of ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]) {
+for (
+  const bundle of ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"]
+) {
   Deno.test(`a CA that cannot be read is refused: ${JSON.stringify(bundle.slice(0, 20))}`, async () => {
     const { hub, ports, wish } = setUp();
     hub.bundle = bundle;
@@ -141,12 +195,20 @@ for (const bundle of ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n
 Deno.test("what the hub refuses is said in its words", async () => {
   for (
     const [fail, exitCode, said] of [
-      [{ status: 403, message: "the token expired at 2026-01-01T00:00:00.000Z" }, 4, /Cannot join node "n1": the token expired at 2026-01/],
+      [
+        { status: 403, message: "the token expired at 2026-01-01T00:00:00.000Z" },
+        4,
+        /Cannot join node "n1": the token expired at 2026-01/,
+      ],
       [{ status: 403, message: "the token is used up" }, 4, /used up/],
       [{ status: 409, message: 'the name "n1" belongs to another machine' }, 4, /belongs to another machine/],
       [{ status: 400, message: "no" }, 4, /no/],
-      [{ status: 503, message: "the Kubernetes API does not answer" }, 1, /does not answer; run the command again later/],
-      [{ status: 403, message: "red \x1b[31malert\n" }, 4, /red  \[31malert /],
+      [
+        { status: 503, message: "the Kubernetes API does not answer" },
+        1,
+        /does not answer; run the command again later/,
+      ],
+      [{ status: 403, message: "red \x1b[31malert\n" }, 4, /red {2}\[31malert /],
     ] as const
   ) {
     const { hub, ports, wish } = setUp();
@@ -174,7 +236,11 @@ Deno.test("an answer that does not fit is refused", async () => {
     ["another node's answer", { node: "n2" }, /for node "n2"/],
     ["another CA's certificate", { certificate: await leaf(other, strange, "n1") }, /not issued by/],
     ["another CA", { caBundle: other.certificate }, /CA is not the one of the token/],
-    ["expired", { certificate: await leaf(own, strange, "n1", { atMs: nowMs - 90 * 86_400_000 }) }, /expired/],
+    [
+      "expired",
+      { certificate: await leaf(own, strange, "n1", { atMs: nowMs - 90 * 86_400_000 }) },
+      /expired/,
+    ],
     ["no certificate", { certificate: "hello" }, /it is no certificate/],
     ["nothing", { certificate: undefined }, /lacks certificate/],
   ];
@@ -223,7 +289,10 @@ Deno.test("joining twice asks nobody, and takes new hub URLs", async () => {
   const moved = await join({ ...wish, token: { ...token, urls: ["wss://c.example"] } }, identity, ports);
   assert.deepEqual(moved.identity.urls, ["wss://c.example", urlA, urlB]);
   assert.deepEqual([hub.asked, hub.posts], [[], []]);
-  assert.match((await refusal(join({ ...wish, node: "n2" }, identity, ports))).message, /Cannot join as "n2".*node "n1".*reset/);
+  assert.match(
+    (await refusal(join({ ...wish, node: "n2" }, identity, ports))).message,
+    /Cannot join as "n2".*node "n1".*reset/,
+  );
 });
 
 Deno.test("an expired certificate is replaced for the same key", async () => {
@@ -234,7 +303,11 @@ Deno.test("an expired certificate is replaced for the same key", async () => {
   const fresh = await leaf(own, await publicKeyOf(identity.key), "n1", { atMs: clock.now() });
   hub.change = (answer) => ({ ...answer, certificate: fresh });
   const again = await join(wish, identity, ports);
-  assert.deepEqual([again.state, again.identity.key, again.identity.certificate], ["joined", identity.key, fresh]);
+  assert.deepEqual([again.state, again.identity.key, again.identity.certificate], [
+    "joined",
+    identity.key,
+    fresh,
+  ]);
 });
 
 Deno.test("a rolled CA is taken over when the hub names both, another cluster is not", async () => {
@@ -257,7 +330,10 @@ Deno.test("a rolled CA is taken over when the hub names both, another cluster is
 Deno.test("a token that was cut is told apart before anything happens", () => {
   const whole = formatJoinToken(token);
   assert.deepEqual(readToken(whole), token);
-  assert.throws(() => readToken(whole.slice(0, -1)), (error: UserError) => error.exitCode === 2 && /incomplete/.test(error.message));
+  assert.throws(
+    () => readToken(whole.slice(0, -1)),
+    (error: UserError) => error.exitCode === 2 && /incomplete/.test(error.message),
+  );
 });
 
 // ---- files
@@ -270,7 +346,15 @@ async function inDirectory(run: (directory: string) => Promise<void> | void): Pr
     Deno.removeSync(directory, { recursive: true });
   }
 }
-const identity: Identity = { node: "n1", cluster: "c", urls: [urlA], certificate: "CERT\n", key: "KEY\n", caBundle: "CA\n", joinedMs: 5 };
+const identity: Identity = {
+  node: "n1",
+  cluster: "c",
+  urls: [urlA],
+  certificate: "CERT\n",
+  key: "KEY\n",
+  caBundle: "CA\n",
+  joinedMs: 5,
+};
 
 Deno.test("an identity comes back from disk, readable by root alone", () =>
   inDirectory((directory) => {
@@ -311,11 +395,18 @@ Deno.test("a change that was cut off is finished or undone, never mixed", () =>
 
 Deno.test("a damaged identity is said to be so", () =>
   inDirectory((root) => {
-    for (const [path, content, said] of [["edge.json", "{", /no JSON/], ["edge.json", "{}", /lacks node/], ["pki/ca.crt", undefined, /pki\/ca\.crt is missing/]] as const) {
+    for (
+      const [path, content, said] of [["edge.json", "{", /no JSON/], ["edge.json", "{}", /lacks node/], [
+        "pki/ca.crt",
+        undefined,
+        /pki\/ca\.crt is missing/,
+      ]] as const
+    ) {
       saveIdentity(root, identity);
       if (content === undefined) Deno.removeSync(`${root}/${path}`);
       else Deno.writeTextFileSync(`${root}/${path}`, content);
-      assert.throws(() => loadIdentity(root), (error: UserError) => said.test(error.message) && /edge reset/.test(error.message));
+      assert.throws(() => loadIdentity(root), (error: UserError) =>
+        said.test(error.message) && /edge reset/.test(error.message));
     }
   }));
 
@@ -325,7 +416,10 @@ const good: MachineFacts = {
   root: true,
   cgroups: { version: 1, controllers: ["cpu", "cpuset", "memory", "pids", "freezer"] },
   runtimeEndpoint: "unix:///run/containerd/containerd.sock",
-  runtime: { state: "ok", info: { name: "containerd", version: "1.6.20~ds1", ready: true, networkReady: true, message: "" } },
+  runtime: {
+    state: "ok",
+    info: { name: "containerd", version: "1.6.20~ds1", ready: true, networkReady: true, message: "" },
+  },
   cniDirectory: "/etc/cni/net.d",
   cniConfigs: ["10-bridge.conflist"],
   rootDir: "/var/lib/kubeedge",
@@ -338,18 +432,28 @@ const good: MachineFacts = {
 Deno.test("each check finds its fault and names a remedy", () => {
   assert.deepEqual(preflight(good).filter(({ level }) => level !== "ok"), []);
   const info = { name: "containerd", version: "2.4.2", ready: true, networkReady: true, message: "" };
-  const runtime = (changed: Partial<typeof info>): Partial<MachineFacts> => ({ runtime: { state: "ok", info: { ...info, ...changed } } });
+  const runtime = (changed: Partial<typeof info>): Partial<MachineFacts> => ({
+    runtime: { state: "ok", info: { ...info, ...changed } },
+  });
   const table: [Partial<MachineFacts>, string, RegExp][] = [
     [{ root: false }, "error user", /not root/],
     [{ cgroups: undefined }, "error cgroups", /none mounted/],
     [{ cgroups: { version: 2, controllers: ["cpu", "cpuset", "pids"] } }, "error cgroups", /v2 lacks memory/],
-    [{ runtime: { state: "failed", reason: "no such file" } }, "error runtime", /does not answer: no such file/],
+    [
+      { runtime: { state: "failed", reason: "no such file" } },
+      "error runtime",
+      /does not answer: no such file/,
+    ],
     [runtime({ version: "1.5.18" }), "error runtime", /1\.5\.18 is too old/],
     [runtime({ version: "v2" }), "error runtime", /too old/],
     [runtime({ ready: false, message: "starting" }), "error runtime", /not ready: starting/],
     [runtime({ name: "cri-o" }), "warn runtime", /not tested/],
     [{ ...runtime({ networkReady: false }), cniConfigs: [] }, "error pod network", /no CNI configuration/],
-    [runtime({ networkReady: false, message: "cni plugin not initialized" }), "warn pod network", /not initialized/],
+    [
+      runtime({ networkReady: false, message: "cni plugin not initialized" }),
+      "warn pod network",
+      /not initialized/,
+    ],
     [{ freeBytes: 500 * 1024 ** 2 }, "warn disk", /500 MiB free/],
     [{ freeBytes: 50 * 1024 ** 2 }, "error disk", /50 MiB free/],
     [{ freeBytes: undefined }, "warn disk", /cannot be read/],
@@ -366,12 +470,22 @@ Deno.test("each check finds its fault and names a remedy", () => {
     assert.deepEqual(faults.map(({ level, name }) => `${level} ${name}`), [want]);
     assert.match(faults[0]!.text, said);
   }
-  assert.deepEqual(checkLines({ level: "error", name: "disk", text: "full", remedy: "make room" }), ["✗ disk: full", "    → make room"]);
+  assert.deepEqual(checkLines({ level: "error", name: "disk", text: "full", remedy: "make room" }), [
+    "✗ disk: full",
+    "    → make room",
+  ]);
 });
 
 Deno.test("the unit quotes what systemd would read otherwise", () => {
-  const text = unitText({ command: ["/opt/a b/kube\"edge", "edge", "run", "--config", "/srv/100%/$HOME/e.yaml"], rootDir: "/srv/my edge", environmentFile: "/srv/my edge/edge.env" });
-  assert.ok(text.includes('ExecStart="/opt/a b/kube\\"edge" edge run --config /srv/100%%/$$HOME/e.yaml\n'), text);
+  const text = unitText({
+    command: ['/opt/a b/kube"edge', "edge", "run", "--config", "/srv/100%/$HOME/e.yaml"],
+    rootDir: "/srv/my edge",
+    environmentFile: "/srv/my edge/edge.env",
+  });
+  assert.ok(
+    text.includes('ExecStart="/opt/a b/kube\\"edge" edge run --config /srv/100%%/$$HOME/e.yaml\n'),
+    text,
+  );
   assert.ok(text.includes("KillMode=process\n"));
   assert.deepEqual([unitIsOf(text, "/srv/my edge"), unitIsOf(text, "/srv/my")], [true, false]);
 });
@@ -389,30 +503,45 @@ Deno.test("reset takes its own pods only", () => {
     ["marked as ours", pod("u2", "/var/lib/kubeedge"), true],
     ["marked as another agent's", pod("u1", "/srv/other"), false],
   ];
-  for (const [name, sandbox, want] of table) assert.equal(isOwn(sandbox, "/var/lib/kubeedge", uids), want, name);
+  for (const [name, sandbox, want] of table) {
+    assert.equal(isOwn(sandbox, "/var/lib/kubeedge", uids), want, name);
+  }
 });
 
-Deno.test("mounts are read from the kernel", () => assert.ok(mounts().some(({ path, type }) => path === "/proc" && type === "proc")));
+Deno.test("mounts are read from the kernel", () =>
+  assert.ok(mounts().some(({ path, type }) => path === "/proc" && type === "proc")));
 
 // ---- the two requests over real TLS
 
-async function withHub(authority: CertificateAuthority, run: (url: string, seen: string[]) => Promise<void>, answer = "bundle"): Promise<void> {
+async function withHub(
+  authority: CertificateAuthority,
+  run: (url: string, seen: string[]) => Promise<void>,
+  answer = "bundle",
+): Promise<void> {
   const key = await makeKey();
   const certificate = await issueLeaf(authority, {
-    subject: { commonName: "hub" }, publicKey: await publicKeyOf(key), usage: "server", addresses: ["127.0.0.1", "localhost"],
-    nowMs: Date.now(), lifeMs: 3_600_000, serial: new Uint8Array([3, serial++]),
+    subject: { commonName: "hub" },
+    publicKey: await publicKeyOf(key),
+    usage: "server",
+    addresses: ["127.0.0.1", "localhost"],
+    nowMs: Date.now(),
+    lifeMs: 3_600_000,
+    serial: new Uint8Array([3, serial++]),
   });
   const seen: string[] = [];
   const over = Promise.withResolvers<void>();
-  const hub = Deno.serve({ hostname: "127.0.0.1", port: 0, cert: certificate, key, onListen: () => {} }, async (request) => {
-    const { pathname } = new URL(request.url);
-    seen.push(`${request.method} ${pathname} ${await request.text()}`);
-    if (pathname === "/v1/ca") {
-      if (answer === "mute") await over.promise;
-      return new Response(answer);
-    }
-    return Response.json({ message: "no" }, { status: 403 });
-  });
+  const hub = Deno.serve(
+    { hostname: "127.0.0.1", port: 0, cert: certificate, key, onListen: () => {} },
+    async (request) => {
+      const { pathname } = new URL(request.url);
+      seen.push(`${request.method} ${pathname} ${await request.text()}`);
+      if (pathname === "/v1/ca") {
+        if (answer === "mute") await over.promise;
+        return new Response(answer);
+      }
+      return Response.json({ message: "no" }, { status: 403 });
+    },
+  );
   try {
     await run(`wss://127.0.0.1:${hub.addr.port}`, seen);
   } finally {
@@ -428,10 +557,15 @@ async function withEnvironment(values: Record<string, string>, run: () => Promis
   try {
     await run();
   } finally {
-    for (const [name, value] of before) value === undefined ? Deno.env.delete(name) : Deno.env.set(name, value);
+    for (const [name, value] of before) {
+      value === undefined ? Deno.env.delete(name) : Deno.env.set(name, value);
+    }
   }
 }
-const [tlsOwn, tlsOther] = await Promise.all([newAuthority("kubeedge", Date.now()), newAuthority("kubeedge", Date.now())]);
+const [tlsOwn, tlsOther] = await Promise.all([
+  newAuthority("kubeedge", Date.now()),
+  newAuthority("kubeedge", Date.now()),
+]);
 
 Deno.test("the CA is fetched from anyone, a secret goes to the pinned hub alone", () =>
   withEnvironment({}, () =>
@@ -439,7 +573,11 @@ Deno.test("the CA is fetched from anyone, a secret goes to the pinned hub alone"
       const { bundle, skewMs } = await fetchAuthority(url);
       assert.equal(bundle, "bundle");
       assert.ok(skewMs !== undefined && Math.abs(skewMs) < 2_000, `skew ${skewMs}`);
-      assert.deepEqual(await pinnedFetch(tlsOwn.certificate)(url, '{"a":1}'), { state: "answered", status: 403, body: '{"message":"no"}' });
+      assert.deepEqual(await pinnedFetch(tlsOwn.certificate)(url, '{"a":1}'), {
+        state: "answered",
+        status: 403,
+        body: '{"message":"no"}',
+      });
       const refused = await pinnedFetch(tlsOther.certificate)(url, '{"secret":1}');
       assert.equal(refused.state, "unreachable");
       assert.deepEqual(seen, ["GET /v1/ca ", 'POST /v1/join {"a":1}']);
@@ -451,9 +589,20 @@ Deno.test("a hub that is away, mute or endless is an error in time", () =>
     const port = mute.addr.port;
     mute.close();
     await assert.rejects(fetchAuthority(`wss://127.0.0.1:${port}`), /connecting to 127\.0\.0\.1/);
-    assert.equal((await pinnedFetch(tlsOwn.certificate)(`wss://127.0.0.1:${port}`, "{}")).state, "unreachable");
-    await withHub(tlsOwn, (url) => assert.rejects(fetchAuthority(url), /longer than 65536 bytes/), "x".repeat(200_000));
-    await withHub(tlsOwn, (url) => assert.rejects(fetchAuthority(url, 100), /did not answer within 100 ms/), "mute");
+    assert.equal(
+      (await pinnedFetch(tlsOwn.certificate)(`wss://127.0.0.1:${port}`, "{}")).state,
+      "unreachable",
+    );
+    await withHub(
+      tlsOwn,
+      (url) => assert.rejects(fetchAuthority(url), /longer than 65536 bytes/),
+      "x".repeat(200_000),
+    );
+    await withHub(
+      tlsOwn,
+      (url) => assert.rejects(fetchAuthority(url, 100), /did not answer within 100 ms/),
+      "mute",
+    );
   }));
 
 const tinyproxy = ["/usr/bin/tinyproxy", "/usr/sbin/tinyproxy"].find((path) => {
@@ -465,7 +614,9 @@ const tinyproxy = ["/usr/bin/tinyproxy", "/usr/sbin/tinyproxy"].find((path) => {
 });
 
 Deno.test({
-  name: `both requests pass a real HTTP CONNECT proxy${tinyproxy ? "" : " (skipped: tinyproxy is not installed)"}`,
+  name: `both requests pass a real HTTP CONNECT proxy${
+    tinyproxy ? "" : " (skipped: tinyproxy is not installed)"
+  }`,
   ignore: tinyproxy === undefined,
   fn: () =>
     inDirectory(async (directory) => {
@@ -473,9 +624,17 @@ Deno.test({
       const port = free.addr.port;
       free.close();
       const log = `${directory}/log`;
-      Deno.writeTextFileSync(`${directory}/conf`, `Port ${port}\nListen 127.0.0.1\nAllow 127.0.0.1\nBasicAuth edge pass\nLogFile "${log}"\nLogLevel Connect\nMaxClients 10\n`);
+      Deno.writeTextFileSync(
+        `${directory}/conf`,
+        `Port ${port}\nListen 127.0.0.1\nAllow 127.0.0.1\nBasicAuth edge pass\nLogFile "${log}"\nLogLevel Connect\nMaxClients 10\n`,
+      );
       Deno.chmodSync(directory, 0o777); // it drops its privileges
-      const proxy = new Deno.Command(tinyproxy!, { args: ["-d", "-c", `${directory}/conf`], stdin: "null", stdout: "null", stderr: "null" }).spawn();
+      const proxy = new Deno.Command(tinyproxy!, {
+        args: ["-d", "-c", `${directory}/conf`],
+        stdin: "null",
+        stdout: "null",
+        stderr: "null",
+      }).spawn();
       try {
         await listening(port);
         await withHub(tlsOwn, async (url, seen) => {
@@ -491,7 +650,8 @@ Deno.test({
             assert.equal((await fetchAuthority(url)).bundle, "bundle");
           });
           assert.equal(connects(), before, "NO_PROXY leads around it");
-          await withEnvironment({ HTTPS_PROXY: `http://edge:wrong@127.0.0.1:${port}` }, () => assert.rejects(fetchAuthority(url), /the proxy 127\.0\.0\.1:\d+ refused/));
+          await withEnvironment({ HTTPS_PROXY: `http://edge:wrong@127.0.0.1:${port}` }, () =>
+            assert.rejects(fetchAuthority(url), /the proxy 127\.0\.0\.1:\d+ refused/));
           assert.equal(seen.length, 3);
         });
       } finally {

@@ -125,9 +125,14 @@ async function upwards(
   const unwanted = () => {
     wanted = false;
   };
+  let begun: Uint8Array = new Uint8Array(0);
   for await (const chunk of exchange.readable.values({ preventCancel: true })) {
-    await backlog.drained(isPing(chunk) ? Infinity : holdMs);
-    if (wanted) await toRuntime.write(chunk).catch(unwanted);
+    const bytes = begun.length > 0 ? concat([begun, chunk]) : chunk;
+    const ping = startsPing(bytes);
+    begun = ping && bytes.length < pingBytes ? bytes : new Uint8Array(0);
+    if (begun.length > 0) continue;
+    await backlog.drained(ping ? Infinity : holdMs);
+    if (wanted) await toRuntime.write(bytes).catch(unwanted);
   }
   if (wanted) await toRuntime.close().catch(unwanted);
 }
@@ -163,9 +168,13 @@ class Backlog {
 const quietMs = 10;
 const holdMs = 300;
 
-/** One SPDY/3.1 PING (control frame of type 6, 4 bytes long). */
-function isPing(chunk: Uint8Array): boolean {
-  return chunk.length === 12 && [0x80, 0x03, 0x00, 0x06, 0x00, 0x00, 0x00, 0x04].every((byte, at) => chunk[at] === byte);
+/** An SPDY/3.1 PING is a control frame of type 6, 4 bytes long: the head, then an id. */
+const pingHead = [0x80, 0x03, 0x00, 0x06, 0x00, 0x00, 0x00, 0x04];
+const pingBytes = 12;
+
+/** Whether the bytes are a PING or the beginning of one. */
+function startsPing(bytes: Uint8Array): boolean {
+  return bytes.length <= pingBytes && bytes.every((byte, at) => at >= pingHead.length || byte === pingHead[at]);
 }
 
 type Head =
