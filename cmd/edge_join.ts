@@ -244,7 +244,7 @@ function configPath(rootDir: string): string {
 async function writeConfig({ statusListen, ...options }: EdgeRunOptions): Promise<boolean> {
   const { stringify } = await import("yaml");
   const host = statusListen?.host.includes(":") ? `[${statusListen.host}]` : statusListen?.host;
-  const listen = statusListen ? { statusListen: `${host}:${statusListen.port}` } : {};
+  const listen = { statusListen: statusListen ? `${host}:${statusListen.port}` : "off" };
   const text = `# Written by "kubeedge edge join"; every key is an option of "kubeedge edge run".\n${
     stringify({ ...options, ...listen })
   }`;

@@ -191,3 +191,10 @@ function readAddress(value: string): Address | undefined {
   if (bracketed !== undefined ? isIP(name) !== 6 : host.read(name) === undefined) return undefined;
   return port <= 65535 ? { host: name, port } : undefined;
 }
+
+/** A listener that may be left out. */
+export const addressOrOff: Kind<Address | "off"> = {
+  placeholder: "HOST:PORT|off",
+  expected: "host:port, or off",
+  read: (value) => value === "off" ? "off" : readAddress(value),
+};

@@ -17,6 +17,7 @@ import type { ConfigMap, KubeObject, NodeStatus } from "../kube/types.ts";
 import { Authority, hubCertificateMs } from "./authority.ts";
 import { Cache } from "./cache.ts";
 import { Hub, type HubGuest, type HubSocket } from "./hub.ts";
+import { hubConfigMap } from "./hub_config.ts";
 import { join, readJoinRequest } from "./join.ts";
 import { removeSpentTokens } from "./join_tokens.ts";
 import { KubeletAuth } from "./kubelet_auth.ts";
@@ -25,8 +26,6 @@ import { Leases } from "./leases.ts";
 import { NodeRecords, recordLabel } from "./node_records.ts";
 import { References } from "./references.ts";
 
-/** Where `kubeedge cloud token create` finds the hub's URLs. */
-export const hubConfigMap = "kubeedge-hub";
 /** A record without its Node this long after the join belongs to a node that was deleted while we were away, ms. */
 const joinPatienceMs = 60_000;
 const authorityReloadMs = 10_000;

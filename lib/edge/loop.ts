@@ -14,6 +14,7 @@ import { errorText } from "../core/errors.ts";
 import type { Logger } from "../core/log.ts";
 import type { Metrics } from "../core/metrics.ts";
 import { kubeletVersion, version } from "../core/version.ts";
+import { readCertificate } from "../crypto/x509.ts";
 import type { ContainerRuntime, RuntimeInfo } from "../cri/runtime.ts";
 import type { ConfigMap, NodeStatus, Pod, Secret, Service } from "../kube/types.ts";
 import type { Change } from "../wire/edge_session.ts";
@@ -184,7 +185,7 @@ export class EdgeCore {
       runtime: { name: this.#runtime?.name ?? "", version: this.#runtime?.version ?? "", ready: this.#runtimeProblem() === undefined, message: this.#runtimeProblem() ?? "" },
       pods: { running: pods.filter(({ status }) => status.phase === "Running").length, total: pods.length },
       outbox: { count: this.#outbox.size },
-      certificate: { pem: this.#link.identity.certificate },
+      certificate: { notAfterMs: readCertificate(this.#link.identity.certificate).notAfterMs },
       store: { bytes: this.#store.bytes, commits: this.#store.commits },
     };
   }
