@@ -179,7 +179,7 @@ function readConfig(node: Command, file: string, readFile: (path: string) => str
 
 function usage(path: string[], problem: string): UserError {
   const name = ["kubeedge", ...path].join(" ");
-  return new UserError(`${problem}. See: ${name} --help`, ExitCode.usage);
+  return new UserError(`${problem}${problem.endsWith("?") ? "" : "."} See: ${name} --help`, ExitCode.usage);
 }
 
 /** `; did you mean …?` where one known word is close. */

@@ -11,7 +11,7 @@ import type { KubeClient } from "../kube/client.ts";
 import type { StreamOpen } from "../wire/messages.ts";
 import type { WireStream } from "../wire/streams.ts";
 import { attributesOf, type KubeletAuth, type UserInfo } from "./kubelet_auth.ts";
-import { requestServingCertificate } from "./kubelet_serving.ts";
+import { requestServingCertificate, type ServingCertificate } from "./kubelet_serving.ts";
 import type { NodeRecords } from "./node_records.ts";
 
 /** Signing requests at once after a start with many nodes. */
@@ -105,9 +105,10 @@ export class KubeletPorts {
   async #start(node: string, open: OpenPort): Promise<void> {
     const { clock, log, client, random, addresses, hostname, listen } = this.#ports;
     const current = () => this.#open.get(node) === open && !this.#closed;
+    let serving: ServingCertificate | undefined;
     while (current()) {
       try {
-        const serving = await this.#requests.run(() => requestServingCertificate(node, addresses, { client, clock, random }));
+        serving ??= await this.#requests.run(() => requestServingCertificate(node, addresses, { client, clock, random }));
         if (!current()) return;
         open.listener?.close();
         open.listener = await listen(

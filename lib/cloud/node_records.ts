@@ -4,6 +4,7 @@
  * concurrency.
  */
 import type { Clock } from "../core/clock.ts";
+import { KeyedLock } from "../core/queue.ts";
 import { KubeApiError, type KubeClient, objectPath } from "../kube/client.ts";
 import type { RawObject, ReflectorHandler } from "../kube/reflector.ts";
 import { text } from "../core/bytes.ts";
@@ -54,6 +55,7 @@ export interface RecordPorts {
 export class NodeRecords implements ReflectorHandler {
   readonly #ports: RecordPorts;
   readonly #entries = new Map<string, Entry>();
+  readonly #claims = new KeyedLock();
   readonly #listeners = new Set<(node: string, record: NodeRecord | undefined) => void>();
 
   constructor(ports: RecordPorts) {
@@ -82,7 +84,12 @@ export class NodeRecords implements ReflectorHandler {
   }
 
   /** The name for this key: a new record, or the one there is when the key is the same or may take over. */
-  async claim(node: string, keyHash: string, options: { takeover: boolean }): Promise<Claim> {
+  claim(node: string, keyHash: string, options: { takeover: boolean }): Promise<Claim> {
+    // One at a time: two machines that join at once must not be given the same port.
+    return this.#claims.run("claim", () => this.#claim(node, keyHash, options));
+  }
+
+  async #claim(node: string, keyHash: string, options: { takeover: boolean }): Promise<Claim> {
     for (;;) {
       const object = await this.#find(node);
       const record = object && recordOf(object);
