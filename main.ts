@@ -1,5 +1,5 @@
 /** `kubeedge`: the first word names the role, whose commands alone are loaded. */
-import { ExitCode, errorText, UserError } from "./lib/core/errors.ts";
+import { errorText, ExitCode, UserError } from "./lib/core/errors.ts";
 import { version } from "./lib/core/version.ts";
 import { type Group, isGroup, parseCommand } from "./cmd/support/command.ts";
 import { completionText, helpText, shells } from "./cmd/support/help.ts";
@@ -12,10 +12,13 @@ const roles: Record<string, () => Promise<Group>> = {
 
 async function rootGroup(only: string | undefined): Promise<Group> {
   const names = only !== undefined && only in roles ? [only] : Object.keys(roles);
-  const loaded = await Promise.all(names.map(async (name) => [name, await (roles[name] as () => Promise<Group>)()] as const));
+  const loaded = await Promise.all(
+    names.map(async (name) => [name, await (roles[name] as () => Promise<Group>)()] as const),
+  );
   return {
     summary: "Kubernetes at the edge: one program for the cloud, the node and the network between them",
-    description: "kubeedge cloud joins edge machines to an unmodified Kubernetes cluster. kubeedge edge is the node agent: it runs " +
+    description:
+      "kubeedge cloud joins edge machines to an unmodified Kubernetes cluster. kubeedge edge is the node agent: it runs " +
       "the node's pods through containerd, with or without the cloud. kubeedge bus will be the network.",
     commands: {
       ...Object.fromEntries(loaded),
@@ -47,7 +50,12 @@ async function main(words: string[]): Promise<void> {
   if (first === "--version" || first === "-V" || first === "version") return console.log(versionText());
   if (first === "completion" && words[1] !== "--help") {
     const shell = shells.find((known) => known === words[1]);
-    if (!shell) throw new UserError(`Cannot complete for "${words[1] ?? ""}": expected one of ${shells.join(", ")}`, ExitCode.usage);
+    if (!shell) {
+      throw new UserError(
+        `Cannot complete for "${words[1] ?? ""}": expected one of ${shells.join(", ")}`,
+        ExitCode.usage,
+      );
+    }
     return console.log(completionText(shell, await rootGroup(undefined)));
   }
   const parsed = parseCommand(await rootGroup(first), words, {

@@ -32,12 +32,19 @@ export interface CloudRunOptions {
 
 export async function runCloud(options: CloudRunOptions): Promise<void> {
   const { namespace, listen, kubeletListen, kubeletPorts, nodeAddresses, statusListen } = options;
-  const log = new Logger({ sink: logSink(options.logFormat), now: () => Date.now(), level: options.logLevel });
+  const log = new Logger({
+    sink: logSink(options.logFormat),
+    now: () => Date.now(),
+    level: options.logLevel,
+  });
   const metrics = new Metrics();
   const client = new KubeClient(kubeHttp(loadConnection(options.kubeconfig, options.context)));
   const advertiseAddress = options.advertiseAddress ?? primaryIp();
   if (advertiseAddress === undefined) {
-    throw new UserError("This machine has no address that edges could dial: name one with --advertise-address", 2);
+    throw new UserError(
+      "This machine has no address that edges could dial: name one with --advertise-address",
+      2,
+    );
   }
   const host = advertiseAddress.includes(":") ? `[${advertiseAddress}]` : advertiseAddress;
   const hubUrls = options.hubUrls.length > 0 ? options.hubUrls : [`wss://${host}:${listen.port}`];
@@ -48,7 +55,11 @@ export async function runCloud(options: CloudRunOptions): Promise<void> {
     ready: () => controller ? controller.ready() : "the cluster has not been read yet",
     metrics: () => metrics.text(),
     extra: {
-      "/v1/nodes": () => ({ status: 200, body: JSON.stringify(controller?.nodes() ?? []), type: "application/json" }),
+      "/v1/nodes": () => ({
+        status: 200,
+        body: JSON.stringify(controller?.nodes() ?? []),
+        type: "application/json",
+      }),
     },
   });
   try {

@@ -10,13 +10,26 @@ const rootDir = option(kinds.directory, "/var/lib/kubeedge", "directory of the a
 
 const runOptions = {
   rootDir,
-  runtimeEndpoint: option(kinds.unixEndpoint, "unix:///run/containerd/containerd.sock", "CRI socket of the container runtime"),
+  runtimeEndpoint: option(
+    kinds.unixEndpoint,
+    "unix:///run/containerd/containerd.sock",
+    "CRI socket of the container runtime",
+  ),
   podLogDir: option(kinds.directory, "/var/log/pods", "directory of container logs"),
-  cgroupRoot: option(kinds.directory, "/kubeedge", "cgroup under which pods run; each agent of a machine needs its own"),
+  cgroupRoot: option(
+    kinds.directory,
+    "/kubeedge",
+    "cgroup under which pods run; each agent of a machine needs its own",
+  ),
   clusterDns: many(kinds.ip, "DNS servers of pods with dnsPolicy ClusterFirst"),
   clusterDomain: option(kinds.host, "cluster.local", "DNS domain of the cluster"),
   nodeIp: optional(kinds.ip, "address of the node; the default is that of the default route"),
-  statusListen: option(kinds.addressOrOff, { host: "127.0.0.1", port: 10445 } as kinds.Address | "off", "where /healthz, /readyz and /metrics are served", { fallbackText: "127.0.0.1:10445" }),
+  statusListen: option(
+    kinds.addressOrOff,
+    { host: "127.0.0.1", port: 10445 } as kinds.Address | "off",
+    "where /healthz, /readyz and /metrics are served",
+    { fallbackText: "127.0.0.1:10445" },
+  ),
   maxPods: option(kinds.number(1, 1000), 110, "pods that the node takes"),
   logLevel: option(kinds.choice(...logLevels), "info", "how much is logged"),
   logFormat: option(kinds.choice("text", "json"), "text", "lines for people or for machines"),
@@ -38,7 +51,16 @@ function runValues({ statusListen, ...rest }: Values<typeof runOptions>) {
 async function join(values: Values<typeof joinOptions>, [token = ""]: string[]): Promise<void> {
   const { joinNode } = await import("./edge_join.ts");
   const { name, labels, taints, run, noStart, dryRun, ...rest } = values;
-  await joinNode({ token, ...(name !== undefined ? { name } : {}), labels, taints, run, start: !noStart, dryRun, ...runValues(rest) });
+  await joinNode({
+    token,
+    ...(name !== undefined ? { name } : {}),
+    labels,
+    taints,
+    run,
+    start: !noStart,
+    dryRun,
+    ...runValues(rest),
+  });
 }
 
 interface Status {
@@ -52,7 +74,10 @@ interface Status {
   store: { bytes: number; commits: number };
 }
 
-const ask = { rootDir, output: option(kinds.choice("text", "json"), "text", "form of the answer", { short: "o", env: null }) };
+const ask = {
+  rootDir,
+  output: option(kinds.choice("text", "json"), "text", "form of the answer", { short: "o", env: null }),
+};
 
 async function status(values: Values<typeof ask>): Promise<void> {
   const { adminJson } = await import("./support/admin.ts");
@@ -63,8 +88,12 @@ async function status(values: Values<typeof ask>): Promise<void> {
   const since = new Date(cloud.sinceMs).toISOString();
   console.log([
     `Node:         ${status.node} (kubeedge ${status.agent})`,
-    `Cloud:        ${cloud.state} since ${since}, ${cloud.url}` + (cloud.state === "connected" ? `, round trip ${cloud.roundTripMs.toFixed(1)} ms` : `\n              ${cloud.lastError}`),
-    `Runtime:      ${runtime.ready ? "ready" : "not ready"}, ${runtime.name} ${runtime.version}` + (runtime.ready ? "" : `\n              ${runtime.message}`),
+    `Cloud:        ${cloud.state} since ${since}, ${cloud.url}` +
+    (cloud.state === "connected"
+      ? `, round trip ${cloud.roundTripMs.toFixed(1)} ms`
+      : `\n              ${cloud.lastError}`),
+    `Runtime:      ${runtime.ready ? "ready" : "not ready"}, ${runtime.name} ${runtime.version}` +
+    (runtime.ready ? "" : `\n              ${runtime.message}`),
     `Pods:         ${pods.running} of ${pods.total} running`,
     `Outbox:       ${outbox.count} reports wait for the cloud`,
     `Certificate:  valid for ${days} days`,
@@ -78,13 +107,17 @@ async function pods(values: Values<typeof ask>): Promise<void> {
   if (values.output === "json") return console.log(JSON.stringify(list, undefined, 2));
   const rows = [["NAMESPACE", "NAME", "READY", "STATUS", "RESTARTS", "IP"], ...list.items.map(podRow)];
   const widths = rows[0]?.map((_, column) => Math.max(...rows.map((row) => row[column]?.length ?? 0))) ?? [];
-  for (const row of rows) console.log(row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("   ").trimEnd());
+  for (const row of rows) {
+    console.log(row.map((cell, column) => cell.padEnd(widths[column] ?? 0)).join("   ").trimEnd());
+  }
 }
 
 function podRow({ metadata, status }: Pod): string[] {
   const containers = status?.containerStatuses ?? [];
   const waiting = containers.find(({ state }) => state?.waiting)?.state?.waiting?.reason;
-  const phase = metadata.deletionTimestamp ? "Terminating" : status?.reason ?? waiting ?? status?.phase ?? "Pending";
+  const phase = metadata.deletionTimestamp
+    ? "Terminating"
+    : status?.reason ?? waiting ?? status?.phase ?? "Pending";
   return [
     metadata.namespace ?? "default",
     metadata.name,
@@ -96,16 +129,27 @@ function podRow({ metadata, status }: Pod): string[] {
 }
 
 /** `[NAMESPACE/]POD` and the container that is meant. */
-async function find(root: string, name: string, container: string | undefined): Promise<{ path: string; first: string }> {
+async function find(
+  root: string,
+  name: string,
+  container: string | undefined,
+): Promise<{ path: string; first: string }> {
   const { adminJson } = await import("./support/admin.ts");
   const [namespace, pod] = name.includes("/") ? name.split("/") as [string, string] : [undefined, name];
   const { items } = await adminJson<{ items: Pod[] }>(root, "/v1/pods");
-  const found = items.filter(({ metadata }) => metadata.name === pod && (namespace === undefined || metadata.namespace === namespace));
-  if (found.length > 1) throw new UserError(`Pod "${pod}" is in several namespaces: say NAMESPACE/${pod}`, ExitCode.usage);
+  const found = items.filter(({ metadata }) =>
+    metadata.name === pod && (namespace === undefined || metadata.namespace === namespace)
+  );
+  if (found.length > 1) {
+    throw new UserError(`Pod "${pod}" is in several namespaces: say NAMESPACE/${pod}`, ExitCode.usage);
+  }
   const only = found[0];
   if (!only) throw new UserError(`Pod "${name}" is not on this node; kubeedge edge pods lists them`);
   const first = container ?? only.spec.containers[0]?.name ?? "";
-  return { path: [only.metadata.namespace ?? "default", only.metadata.name, first].map(encodeURIComponent).join("/"), first };
+  return {
+    path: [only.metadata.namespace ?? "default", only.metadata.name, first].map(encodeURIComponent).join("/"),
+    first,
+  };
 }
 
 const podArgument = { name: "[NAMESPACE/]POD", help: "the pod", required: true };
@@ -141,7 +185,9 @@ const execOptions = {
 };
 
 async function exec(values: Values<typeof execOptions>, [name = "", ...words]: string[]): Promise<void> {
-  if (words.length === 0) throw new UserError("Cannot exec: no command; kubeedge edge exec POD -- COMMAND", ExitCode.usage);
+  if (words.length === 0) {
+    throw new UserError("Cannot exec: no command; kubeedge edge exec POD -- COMMAND", ExitCode.usage);
+  }
   const { adminExec } = await import("./support/admin.ts");
   const { path } = await find(values.rootDir, name, values.container);
   const { stdin, tty } = values;
@@ -157,18 +203,24 @@ async function exec(values: Values<typeof execOptions>, [name = "", ...words]: s
 
 export const edge: Group = {
   summary: "EdgeCore: the node agent of an edge machine",
-  description: "Runs the node's pods through containerd and keeps what it needs in a store of its own, so that they run on, and start " +
+  description:
+    "Runs the node's pods through containerd and keeps what it needs in a store of its own, so that they run on, and start " +
     "again after a reboot, while the cloud cannot be reached.",
   commands: {
     join: command({
       summary: "check this machine, join it to a cluster, and start the agent",
-      description: "The hub's CA is checked against the token before anything secret is sent; the machine's key never leaves it.\n\n" +
+      description:
+        "The hub's CA is checked against the token before anything secret is sent; the machine's key never leaves it.\n\n" +
         "Where systemd runs, the agent becomes the service kubeedge-edge; elsewhere this command goes on as the agent. Safe to repeat. " +
         "HTTPS_PROXY and NO_PROXY are honoured.",
       arguments: [{ name: "TOKEN", help: "as kubeedge cloud token create printed it", required: true }],
       options: joinOptions,
       config: true,
-      examples: ["kubeedge edge join ke1.…", "kubeedge edge join ke1.… --name shop-17 --labels zone=shop --taints edge=true:NoSchedule", "kubeedge edge join ke1.… --dry-run"],
+      examples: [
+        "kubeedge edge join ke1.…",
+        "kubeedge edge join ke1.… --name shop-17 --labels zone=shop --taints edge=true:NoSchedule",
+        "kubeedge edge join ke1.… --dry-run",
+      ],
       run: join,
     }),
     run: command({
@@ -202,18 +254,30 @@ export const edge: Group = {
         }),
       },
     },
-    status: command({ summary: "show the node, its link to the cloud and its runtime", options: ask, run: status }),
+    status: command({
+      summary: "show the node, its link to the cloud and its runtime",
+      options: ask,
+      run: status,
+    }),
     pods: command({ summary: "list the pods of this node", options: ask, run: pods }),
     logs: command({
       summary: "print a container's log",
       arguments: [podArgument],
       options: logOptions,
-      examples: ["kubeedge edge logs -f web-5d9d8d97c6-7v5cz", "kubeedge edge logs kube-system/dns --tail 20"],
+      examples: [
+        "kubeedge edge logs -f web-5d9d8d97c6-7v5cz",
+        "kubeedge edge logs kube-system/dns --tail 20",
+      ],
       run: logs,
     }),
     exec: command({
       summary: "run a command in a container",
-      arguments: [podArgument, { name: "COMMAND", help: "and its arguments, after --", required: false, rest: true }],
+      arguments: [podArgument, {
+        name: "COMMAND",
+        help: "and its arguments, after --",
+        required: false,
+        rest: true,
+      }],
       options: execOptions,
       examples: ["kubeedge edge exec -it web-5d9d8d97c6-7v5cz -- sh"],
       run: exec,

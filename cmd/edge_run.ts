@@ -40,11 +40,19 @@ export interface EdgeRunOptions {
 }
 
 export async function runEdge(options: EdgeRunOptions): Promise<void> {
-  const { rootDir, podLogDir, cgroupRoot, clusterDns, clusterDomain, maxPods, nodeIp, statusListen } = options;
-  const log = new Logger({ sink: logSink(options.logFormat), now: () => Date.now(), level: options.logLevel });
+  const { rootDir, podLogDir, cgroupRoot, clusterDns, clusterDomain, maxPods, nodeIp, statusListen } =
+    options;
+  const log = new Logger({
+    sink: logSink(options.logFormat),
+    now: () => Date.now(),
+    level: options.logLevel,
+  });
   const identity = loadIdentity(rootDir);
   if (!identity) {
-    throw new UserError(`This machine is no edge node yet (no identity in ${rootDir}): run "kubeedge edge join TOKEN"`, ExitCode.precondition);
+    throw new UserError(
+      `This machine is no edge node yet (no identity in ${rootDir}): run "kubeedge edge join TOKEN"`,
+      ExitCode.precondition,
+    );
   }
   const metrics = new Metrics();
   const runtime = new Cri(grpcUnix(options.runtimeEndpoint));

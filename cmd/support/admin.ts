@@ -1,5 +1,5 @@
 /** Calls to the agent on this machine, over its admin socket. */
-import { concat, text, utf8, base64 } from "../../lib/core/bytes.ts";
+import { base64, concat, text, utf8 } from "../../lib/core/bytes.ts";
 import { ExitCode, UserError } from "../../lib/core/errors.ts";
 import { frameBytesMax } from "../../lib/core/limits.ts";
 import { encodeWebSocketFrame, WebSocketDecoder } from "../../lib/net/websocket.ts";
@@ -9,8 +9,13 @@ async function dial(rootDir: string): Promise<Deno.UnixConn> {
   try {
     return await Deno.connect({ transport: "unix", path });
   } catch (error) {
-    if (error instanceof Deno.errors.PermissionDenied) throw new UserError(`Cannot ask the agent at ${path}: permission denied; run as root`);
-    throw new UserError(`Cannot ask the agent at ${path}: it does not run (systemctl status kubeedge-edge, or kubeedge edge run)`, ExitCode.failure);
+    if (error instanceof Deno.errors.PermissionDenied) {
+      throw new UserError(`Cannot ask the agent at ${path}: permission denied; run as root`);
+    }
+    throw new UserError(
+      `Cannot ask the agent at ${path}: it does not run (systemctl status kubeedge-edge, or kubeedge edge run)`,
+      ExitCode.failure,
+    );
   }
 }
 
@@ -32,7 +37,11 @@ async function request(conn: Deno.Conn, head: string): Promise<{ status: number;
 }
 
 /** GET, each part of the body as it comes. Throws UserError with the agent's words when it refuses. */
-export async function adminGet(rootDir: string, target: string, part: (bytes: Uint8Array) => void): Promise<void> {
+export async function adminGet(
+  rootDir: string,
+  target: string,
+  part: (bytes: Uint8Array) => void,
+): Promise<void> {
   using conn = await dial(rootDir);
   const { status, rest } = await request(conn, `GET ${target} HTTP/1.1\r\nhost: edge\r\n\r\n`);
   const refused: Uint8Array[] = [];
@@ -52,7 +61,11 @@ export async function adminJson<T>(rootDir: string, target: string): Promise<T> 
 const channel = { stdin: 0, stdout: 1, stderr: 2, status: 3, resize: 4 } as const;
 
 /** Runs a command in a container with this terminal's streams (v4.channel.k8s.io); resolves to its exit code. */
-export async function adminExec(rootDir: string, target: string, options: { stdin: boolean; tty: boolean }): Promise<number> {
+export async function adminExec(
+  rootDir: string,
+  target: string,
+  options: { stdin: boolean; tty: boolean },
+): Promise<number> {
   using conn = await dial(rootDir);
   const key = base64(crypto.getRandomValues(new Uint8Array(16)));
   const { status, rest } = await request(
@@ -63,10 +76,19 @@ export async function adminExec(rootDir: string, target: string, options: { stdi
   if (status !== 101) {
     const more = new Uint8Array(8192);
     const count = rest.length > 0 ? 0 : await conn.read(more) ?? 0;
-    throw new UserError(text(concat([rest, more.subarray(0, count)])).trim() || `the agent answered ${status}`);
+    throw new UserError(
+      text(concat([rest, more.subarray(0, count)])).trim() || `the agent answered ${status}`,
+    );
   }
   const send = (to: number, bytes: Uint8Array) =>
-    write(conn, encodeWebSocketFrame(2, concat([new Uint8Array([to]), bytes]), crypto.getRandomValues(new Uint8Array(4))));
+    write(
+      conn,
+      encodeWebSocketFrame(
+        2,
+        concat([new Uint8Array([to]), bytes]),
+        crypto.getRandomValues(new Uint8Array(4)),
+      ),
+    );
   const resize = () => {
     try {
       const { columns: Width, rows: Height } = Deno.consoleSize();
@@ -109,7 +131,11 @@ function take(message: Uint8Array): number | undefined {
   if (message[0] === channel.stdout) Deno.stdout.writeSync(bytes);
   else if (message[0] === channel.stderr) Deno.stderr.writeSync(bytes);
   else if (message[0] === channel.status && bytes.length > 0) {
-    type Status = { status?: string; message?: string; details?: { causes?: { reason: string; message: string }[] } };
+    type Status = {
+      status?: string;
+      message?: string;
+      details?: { causes?: { reason: string; message: string }[] };
+    };
     const status = JSON.parse(text(bytes)) as Status;
     if (status.status === "Success") return 0;
     const code = Number(status.details?.causes?.find((cause) => cause.reason === "ExitCode")?.message);

@@ -5,7 +5,9 @@ export function printOptions(values: Record<string, unknown>, without: string[] 
   const shown: Record<string, unknown> = {};
   for (const [key, value] of Object.entries(values)) {
     if (value === undefined || without.includes(key)) continue;
-    shown[key] = isAddress(value) ? `${value.host.includes(":") ? `[${value.host}]` : value.host}:${value.port}` : value;
+    shown[key] = isAddress(value)
+      ? `${value.host.includes(":") ? `[${value.host}]` : value.host}:${value.port}`
+      : value;
   }
   console.log(stringify(shown).trimEnd());
 }

@@ -56,7 +56,9 @@ export function parseCommand(root: Group, words: string[], environment: Environm
   while (isGroup(node)) {
     const word: string | undefined = words[at];
     if (word === "--help" || word === "-h" || word === "help") return { parsed: "help", path, node };
-    const next: Command | Group | undefined = word === undefined || word.startsWith("-") ? undefined : node.commands[word];
+    const next: Command | Group | undefined = word === undefined || word.startsWith("-")
+      ? undefined
+      : node.commands[word];
     if (next && word !== undefined) {
       path.push(word);
       node = next;
@@ -90,9 +92,14 @@ function parseOptions(path: string[], node: Command, words: string[], environmen
       continue;
     }
     if (word === "--help" || word === "-h") return { parsed: "help", path, node };
-    const [name = "", inline] = word.startsWith("--") && word.includes("=") ? [word.slice(0, word.indexOf("=")), word.slice(word.indexOf("=") + 1)] : [word];
+    const [name = "", inline] = word.startsWith("--") && word.includes("=")
+      ? [word.slice(0, word.indexOf("=")), word.slice(word.indexOf("=") + 1)]
+      : [word];
     // -it is -i -t.
-    if (/^-[a-z]{2,}$/.test(name) && [...name.slice(1)].every((letter) => node.options[flags.get(`-${letter}`) ?? ""]?.kind.bare)) {
+    if (
+      /^-[a-z]{2,}$/.test(name) &&
+      [...name.slice(1)].every((letter) => node.options[flags.get(`-${letter}`) ?? ""]?.kind.bare)
+    ) {
       words.splice(at, 1, ...[...name.slice(1)].map((letter) => `-${letter}`));
       at--;
       continue;
@@ -105,13 +112,19 @@ function parseOptions(path: string[], node: Command, words: string[], environmen
       throw usage(path, `Unknown flag ${name}${nearest(name, known)}`);
     }
     const value = inline ?? (option?.kind.bare ? "true" : words[++at]);
-    if (value === undefined) throw usage(path, `${name} needs a value: expected ${option?.kind.expected ?? "the path of a file"}`);
+    if (value === undefined) {
+      throw usage(path, `${name} needs a value: expected ${option?.kind.expected ?? "the path of a file"}`);
+    }
     if (isConfig) configFile = value;
     else if (key !== undefined) given.set(key, [...given.get(key) ?? [], value]);
   }
   const least = node.arguments?.filter((argument) => argument.required).length ?? 0;
-  if (args.length < least) throw usage(path, `${node.arguments?.[args.length]?.name ?? "An argument"} is missing`);
-  if (!takesRest && args.length > (node.arguments?.length ?? 0)) throw usage(path, `Unexpected argument "${args[node.arguments?.length ?? 0]}"`);
+  if (args.length < least) {
+    throw usage(path, `${node.arguments?.[args.length]?.name ?? "An argument"} is missing`);
+  }
+  if (!takesRest && args.length > (node.arguments?.length ?? 0)) {
+    throw usage(path, `Unexpected argument "${args[node.arguments?.length ?? 0]}"`);
+  }
   const values = resolve(path, node, given, configFile, environment);
   return { parsed: "run", path, command: node, values, args };
 }
@@ -129,11 +142,15 @@ function resolve(
   for (const [key, option] of Object.entries(node.options)) {
     const variable = envName(key, option);
     const flag = given.get(key), fromEnv = variable === undefined ? undefined : env(variable);
-    if (flag && flag.length > 1 && !option.many) throw usage(path, `${flagName(key)} was given ${flag.length} times`);
+    if (flag && flag.length > 1 && !option.many) {
+      throw usage(path, `${flagName(key)} was given ${flag.length} times`);
+    }
     if (flag) values[key] = readValues(option, flag, flagName(key), path);
-    else if (fromEnv !== undefined && fromEnv !== "") values[key] = readValues(option, option.many ? fromEnv.split(",") : [fromEnv], variable ?? key, path);
-    else if (key in file) values[key] = readValues(option, file[key] ?? [], `${key} in ${configFile}`, path);
-    else values[key] = option.fallback;
+    else if (fromEnv !== undefined && fromEnv !== "") {
+      values[key] = readValues(option, option.many ? fromEnv.split(",") : [fromEnv], variable ?? key, path);
+    } else if (key in file) {
+      values[key] = readValues(option, file[key] ?? [], `${key} in ${configFile}`, path);
+    } else values[key] = option.fallback;
   }
   return values;
 }
@@ -148,7 +165,11 @@ function readValues(option: Option<unknown>, texts: string[], source: string, pa
 }
 
 /** Texts of each key. Throws UserError for what is not a known key or not plain text. */
-function readConfig(node: Command, file: string, readFile: (path: string) => string): Record<string, string[]> {
+function readConfig(
+  node: Command,
+  file: string,
+  readFile: (path: string) => string,
+): Record<string, string[]> {
   const fail = (problem: string): never => {
     throw new UserError(`Cannot use config file ${file}: ${problem}`, ExitCode.usage);
   };
@@ -167,11 +188,15 @@ function readConfig(node: Command, file: string, readFile: (path: string) => str
       const known = Object.entries(node.options).filter(([, o]) => o.inFile !== false).map(([k]) => k);
       return fail(`it has an unknown key "${key}"${nearest(key, known)}`);
     }
-    const texts = Array.isArray(value) ? value.map(String) : value !== null && typeof value === "object"
+    const texts = Array.isArray(value)
+      ? value.map(String)
+      : value !== null && typeof value === "object"
       ? Object.entries(value).map(([k, v]) => `${k}=${String(v)}`)
       : [String(value)];
     out[key] = option.kind.joined && texts.length > 0 ? [texts.join(",")] : texts;
-    if (!option.many && (out[key]?.length ?? 0) > 1) return fail(`${key} is a list, expected ${option.kind.expected}`);
+    if (!option.many && (out[key]?.length ?? 0) > 1) {
+      return fail(`${key} is a list, expected ${option.kind.expected}`);
+    }
     if (texts.length === 0) delete out[key];
   }
   return out;
@@ -185,7 +210,9 @@ function usage(path: string[], problem: string): UserError {
 /** `; did you mean …?` where one known word is close. */
 function nearest(word: string, known: string[]): string {
   const close = known.map((candidate) => ({ candidate, distance: editDistance(word, candidate) }))
-    .filter(({ distance }) => distance <= Math.max(2, word.length / 3)).sort((a, b) => a.distance - b.distance)[0];
+    .filter(({ distance }) => distance <= Math.max(2, word.length / 3)).sort((a, b) =>
+      a.distance - b.distance
+    )[0];
   return close ? `; did you mean ${close.candidate}?` : "";
 }
 function editDistance(a: string, b: string): number {
@@ -193,7 +220,11 @@ function editDistance(a: string, b: string): number {
   for (let i = 1; i <= a.length; i++) {
     const next = [i];
     for (let j = 1; j <= b.length; j++) {
-      next[j] = Math.min((row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1, (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1));
+      next[j] = Math.min(
+        (row[j] ?? 0) + 1,
+        (next[j - 1] ?? 0) + 1,
+        (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1),
+      );
     }
     row = next;
   }

@@ -20,10 +20,16 @@ export function helpText(path: string[], node: Command | Group): string {
   };
   section("NAME", [`${name} - ${node.summary}`]);
   if (isGroup(node)) {
-    section("SYNOPSIS", [`${name} COMMAND [options]`, ...(node.fallback ? [`${name} [options]        the same as ${name} ${node.fallback}`] : [])]);
+    section("SYNOPSIS", [
+      `${name} COMMAND [options]`,
+      ...(node.fallback ? [`${name} [options]        the same as ${name} ${node.fallback}`] : []),
+    ]);
     section("DESCRIPTION", paragraphs(node.description));
     const width = Math.max(...Object.keys(node.commands).map((word) => word.length)) + 2;
-    section("COMMANDS", Object.entries(node.commands).map(([word, { summary }]) => word.padEnd(width) + summary));
+    section(
+      "COMMANDS",
+      Object.entries(node.commands).map(([word, { summary }]) => word.padEnd(width) + summary),
+    );
     section("EXAMPLES", node.examples ?? []);
     if (path.length === 0) section("EXIT CODES", exitCodesText);
     out.push(`Each command has its own help: ${name} COMMAND --help`);
@@ -37,7 +43,13 @@ export function helpText(path: string[], node: Command | Group): string {
   section("DESCRIPTION", paragraphs(node.description));
   section("ARGUMENTS", (node.arguments ?? []).map((argument) => `${argument.name}  ${argument.help}`));
   const options = Object.entries(node.options).flatMap(([key, option]) => optionLines(key, option));
-  if (node.config) options.push("--config FILE", "    YAML file with these options by their keys (camelCase); flags and environment come first", "");
+  if (node.config) {
+    options.push(
+      "--config FILE",
+      "    YAML file with these options by their keys (camelCase); flags and environment come first",
+      "",
+    );
+  }
   section("OPTIONS", [...options, "-h, --help", "    this text"]);
   section("EXAMPLES", node.examples ?? []);
   section("EXIT CODES", exitCodesText);
@@ -46,15 +58,30 @@ export function helpText(path: string[], node: Command | Group): string {
 
 function optionLines(key: string, option: Option<unknown>): string[] {
   const { kind, short, many, fallback, fallbackText } = option;
-  const flag = `${short ? `-${short}, ` : ""}${flagName(key)}${kind.bare ? "" : ` ${kind.placeholder}`}${many ? " …" : ""}`;
+  const flag = `${short ? `-${short}, ` : ""}${flagName(key)}${kind.bare ? "" : ` ${kind.placeholder}`}${
+    many ? " …" : ""
+  }`;
   const plain = typeof fallback === "string" || typeof fallback === "number" ? String(fallback) : undefined;
   const shown = fallbackText ?? plain;
-  const notes = [shown !== undefined && shown !== "" ? `default ${shown}` : "", envName(key, option) ?? "", many ? "may be repeated" : ""].filter(Boolean);
-  return [flag, ...wrap(option.help + (notes.length > 0 ? ` (${notes.join("; ")})` : ""), widthMax - 8).map((line) => `    ${line}`), ""];
+  const notes = [
+    shown !== undefined && shown !== "" ? `default ${shown}` : "",
+    envName(key, option) ?? "",
+    many ? "may be repeated" : "",
+  ].filter(Boolean);
+  return [
+    flag,
+    ...wrap(option.help + (notes.length > 0 ? ` (${notes.join("; ")})` : ""), widthMax - 8).map((line) =>
+      `    ${line}`
+    ),
+    "",
+  ];
 }
 
 function paragraphs(text: string | undefined): string[] {
-  return (text ?? "").split("\n\n").filter(Boolean).flatMap((paragraph, i) => [...(i > 0 ? [""] : []), ...wrap(paragraph, widthMax - 4)]);
+  return (text ?? "").split("\n\n").filter(Boolean).flatMap((
+    paragraph,
+    i,
+  ) => [...(i > 0 ? [""] : []), ...wrap(paragraph, widthMax - 4)]);
 }
 function wrap(text: string, width: number): string[] {
   const lines: string[] = [];
@@ -84,11 +111,15 @@ export function completionText(shell: typeof shells[number], root: Group): strin
   const all = places(root);
   if (shell === "fish") {
     return all.map(({ path, words }) => {
-      const seen = path.length === 0 ? "__fish_use_subcommand" : path.map((word) => `__fish_seen_subcommand_from ${word}`).join("; and ");
+      const seen = path.length === 0
+        ? "__fish_use_subcommand"
+        : path.map((word) => `__fish_seen_subcommand_from ${word}`).join("; and ");
       return `complete -c kubeedge -n '${seen}' -a '${words.join(" ")}'`;
     }).join("\n") + "\n";
   }
-  const cases = all.map(({ path, words }) => `    "${path.join(" ")}") words="${words.join(" ")}" ;;`).join("\n");
+  const cases = all.map(({ path, words }) => `    "${path.join(" ")}") words="${words.join(" ")}" ;;`).join(
+    "\n",
+  );
   const bash = `_kubeedge() {
   local path="" word words="" i
   for ((i = 1; i < COMP_CWORD; i++)); do

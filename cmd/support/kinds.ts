@@ -97,7 +97,8 @@ export const unixEndpoint: Kind<string> = {
   placeholder: "URL",
   expected: "a unix socket like unix:///run/containerd/containerd.sock",
   completes: "file",
-  read: (value) => /^(unix:\/\/)?\/[^\0]+$/.test(value) ? value.replace(/^(unix:\/\/)?/, "unix://") : undefined,
+  read: (value) =>
+    /^(unix:\/\/)?\/[^\0]+$/.test(value) ? value.replace(/^(unix:\/\/)?/, "unix://") : undefined,
 };
 
 const durationUnitsMs: Record<string, number> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
@@ -135,8 +136,10 @@ export const cidr: Kind<string> = {
 /** RFC 1123 subdomain, as the API server checks it. */
 export const nodeName: Kind<string> = {
   placeholder: "NAME",
-  expected: 'a node name: lower case letters, digits, "-" and ".", at most 253, starting and ending with a letter or digit',
-  read: (value) => value.length <= 253 && isHostName(value) && value === value.toLowerCase() ? value : undefined,
+  expected:
+    'a node name: lower case letters, digits, "-" and ".", at most 253, starting and ending with a letter or digit',
+  read: (value) =>
+    value.length <= 253 && isHostName(value) && value === value.toLowerCase() ? value : undefined,
 };
 
 /** Glob over node names. */
@@ -172,7 +175,8 @@ export const taints: Kind<Taint[]> = {
   read: (value) => {
     const out: Taint[] = [];
     for (const part of value.split(",")) {
-      const [, key = "", text, effect] = /^([^=:]+)(?:=([^:]*))?:(NoSchedule|PreferNoSchedule|NoExecute)$/.exec(part) ?? [];
+      const [, key = "", text, effect] =
+        /^([^=:]+)(?:=([^:]*))?:(NoSchedule|PreferNoSchedule|NoExecute)$/.exec(part) ?? [];
       if (!qualifiedName.test(key) || !labelValue.test(text ?? "")) return undefined;
       out.push({ key, ...(text ? { value: text } : {}), effect: effect as Taint["effect"] });
     }

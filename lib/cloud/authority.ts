@@ -8,9 +8,16 @@
  *          --finish---> the old one is gone; certificates of it are worth nothing
  */
 import type { Clock, Random } from "../core/clock.ts";
-import { fromBase64, text, utf8, base64 } from "../core/bytes.ts";
+import { base64, fromBase64, text, utf8 } from "../core/bytes.ts";
 import { UserError } from "../core/errors.ts";
-import { authorityHash, type CertificateAuthority, issueLeaf, makeAuthority, makeKey, publicKeyOf } from "../crypto/x509.ts";
+import {
+  authorityHash,
+  type CertificateAuthority,
+  issueLeaf,
+  makeAuthority,
+  makeKey,
+  publicKeyOf,
+} from "../crypto/x509.ts";
 import { KubeApiError, type KubeClient, objectPath } from "../kube/client.ts";
 import type { Secret } from "../kube/types.ts";
 
@@ -50,19 +57,27 @@ export class Authority {
   }
   /** Hashes of the keys of all CAs in force. */
   get hashes(): string[] {
-    return [this.#state.signer, ...(this.#state.other ? [this.#state.other] : [])].map((ca) => authorityHash(ca.certificate));
+    return [this.#state.signer, ...(this.#state.other ? [this.#state.other] : [])].map((ca) =>
+      authorityHash(ca.certificate)
+    );
   }
   get signerHash(): string {
     return authorityHash(this.#state.signer.certificate);
   }
 
   /** Loads the CA, or makes it; replicas that race agree on the first. */
-  static async load(ports: { client: KubeClient; namespace: string; clock: Clock; random: Random }): Promise<Authority> {
+  static async load(
+    ports: { client: KubeClient; namespace: string; clock: Clock; random: Random },
+  ): Promise<Authority> {
     const { client, namespace, clock, random } = ports;
     const path = objectPath("/api/v1", "secrets", namespace, authoritySecret);
     let secret = await client.find<Secret>(path);
     if (!secret) {
-      const signer = await makeAuthority("kubeedge edge CA", { nowMs: clock.now(), days: authorityDays, serial: random.bytes(8) });
+      const signer = await makeAuthority("kubeedge edge CA", {
+        nowMs: clock.now(),
+        days: authorityDays,
+        serial: random.bytes(8),
+      });
       const object = secretOf(namespace, { stage: "stable", signer, other: undefined });
       try {
         secret = await client.create<Secret>(objectPath("/api/v1", "secrets", namespace), object);
@@ -76,7 +91,9 @@ export class Authority {
 
   /** Reads the Secret again (another replica or the CLI may have rolled the CA). True when something changed. */
   async reload(): Promise<boolean> {
-    const secret = await this.ports.client.get<Secret>(objectPath("/api/v1", "secrets", this.ports.namespace, authoritySecret));
+    const secret = await this.ports.client.get<Secret>(
+      objectPath("/api/v1", "secrets", this.ports.namespace, authoritySecret),
+    );
     if (secret.metadata.resourceVersion === this.#state.resourceVersion) return false;
     this.#state = readSecret(secret);
     return true;
@@ -86,7 +103,8 @@ export class Authority {
   async rotate(): Promise<Stage> {
     const { client, namespace, clock, random } = this.ports;
     const { stage, signer, other, resourceVersion } = this.#state;
-    const make = () => makeAuthority("kubeedge edge CA", { nowMs: clock.now(), days: authorityDays, serial: random.bytes(8) });
+    const make = () =>
+      makeAuthority("kubeedge edge CA", { nowMs: clock.now(), days: authorityDays, serial: random.bytes(8) });
     const next = stage === "stable"
       ? { stage: "prepared" as const, signer, other: await make() }
       : stage === "prepared" && other
@@ -94,7 +112,9 @@ export class Authority {
       : { stage: "stable" as const, signer, other: undefined };
     const object = secretOf(namespace, next);
     object.metadata.resourceVersion = resourceVersion;
-    this.#state = readSecret(await client.replace<Secret>(objectPath("/api/v1", "secrets", namespace, authoritySecret), object));
+    this.#state = readSecret(
+      await client.replace<Secret>(objectPath("/api/v1", "secrets", namespace, authoritySecret), object),
+    );
     return next.stage;
   }
 
@@ -138,15 +158,24 @@ function secretOf(namespace: string, state: Pick<AuthorityState, "stage" | "sign
     data["other.crt"] = base64(utf8(state.other.certificate));
     data["other.key"] = base64(utf8(state.other.key));
   }
-  return { apiVersion: "v1", kind: "Secret", metadata: { name: authoritySecret, namespace }, type: "kubeedge.io/ca", data };
+  return {
+    apiVersion: "v1",
+    kind: "Secret",
+    metadata: { name: authoritySecret, namespace },
+    type: "kubeedge.io/ca",
+    data,
+  };
 }
 
 function readSecret(secret: Secret): AuthorityState {
-  const read = (key: string) => secret.data?.[key] === undefined ? undefined : text(fromBase64(secret.data[key] ?? ""));
+  const read = (key: string) =>
+    secret.data?.[key] === undefined ? undefined : text(fromBase64(secret.data[key] ?? ""));
   const certificate = read("ca.crt"), key = read("ca.key");
   const stage = (["stable", "prepared", "activated"] as const).find((known) => known === read("stage"));
   if (!certificate || !key || !stage) {
-    throw new UserError(`Secret ${secret.metadata.namespace}/${authoritySecret} is damaged: it lacks ca.crt, ca.key or stage; restore it from a backup`);
+    throw new UserError(
+      `Secret ${secret.metadata.namespace}/${authoritySecret} is damaged: it lacks ca.crt, ca.key or stage; restore it from a backup`,
+    );
   }
   const otherCertificate = read("other.crt"), otherKey = read("other.key");
   const other = otherCertificate && otherKey ? { certificate: otherCertificate, key: otherKey } : undefined;

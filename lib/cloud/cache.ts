@@ -8,7 +8,7 @@ import { deliveryVersion } from "../kube/object_hash.ts";
 import { cutMembers, readString } from "../kube/slice.ts";
 import type { Pod } from "../kube/types.ts";
 import type { NodeView, ViewObject } from "../wire/hub_session.ts";
-import { type Reference, referencesOf, type References } from "./references.ts";
+import { type Reference, type References, referencesOf } from "./references.ts";
 
 export const viewKinds = ["nodes", "services", "configmaps", "secrets", "pods"] as const;
 
@@ -75,7 +75,14 @@ export class Cache {
   /** Only pods and Node objects of edge nodes are kept. */
   readonly #isEdge: (node: string) => boolean;
 
-  constructor(options: { references: References; changed: ChangeListener; nodeDeleted: (node: string) => void; isEdge: (node: string) => boolean }) {
+  constructor(
+    options: {
+      references: References;
+      changed: ChangeListener;
+      nodeDeleted: (node: string) => void;
+      isEdge: (node: string) => boolean;
+    },
+  ) {
     this.references = options.references;
     this.#changed = options.changed;
     this.#nodeDeleted = options.nodeDeleted;
@@ -174,7 +181,9 @@ export class Cache {
   }
 
   #servicesChanged(state: NodeState, namespace: string): void {
-    for (const key of this.#services.keys()) if (key.startsWith(namespace + "/")) this.#changed(state.name, "services", key);
+    for (const key of this.#services.keys()) {
+      if (key.startsWith(namespace + "/")) this.#changed(state.name, "services", key);
+    }
   }
 
   #setNode(raw: RawObject): void {
@@ -207,7 +216,9 @@ export class Cache {
     if (this.#services.delete(key)) this.#tellServices(key);
   }
   #tellServices(key: string): void {
-    for (const state of this.#nodes.values()) if (visible(key, state.namespaces())) this.#changed(state.name, "services", key);
+    for (const state of this.#nodes.values()) {
+      if (visible(key, state.namespaces())) this.#changed(state.name, "services", key);
+    }
   }
 }
 
@@ -215,4 +226,3 @@ export class Cache {
 function visible(key: string, namespaces: Set<string>): boolean {
   return key === "default/kubernetes" || namespaces.has(key.slice(0, key.indexOf("/")));
 }
-

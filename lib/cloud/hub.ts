@@ -81,18 +81,38 @@ export class Hub {
     this.#ports = ports;
     const { metrics, records } = ports;
     metrics.gauge("kubeedge_cloud_sessions", "Live edge sessions.").from(() => this.#live.size);
-    metrics.gauge("kubeedge_cloud_unproved_connections", "Connections without proof.").from(() => this.#unproved);
+    metrics.gauge("kubeedge_cloud_unproved_connections", "Connections without proof.").from(() =>
+      this.#unproved
+    );
     records.listen((node, record) => {
-      if (!record) this.end(node, { code: "deleted", message: `node "${node}" was deleted from the cluster; join it again with a token` });
-      else if (record.revoked !== undefined) {
+      if (!record) {
+        this.end(node, {
+          code: "deleted",
+          message: `node "${node}" was deleted from the cluster; join it again with a token`,
+        });
+      } else if (record.revoked !== undefined) {
         this.end(node, { code: "revoked", message: `node "${node}" is revoked: ${record.revoked}` });
-      } else if (this.#live.get(node)?.keyHashes.has(record.keyHash) === false) this.end(node, replaced(node));
+      } else if (this.#live.get(node)?.keyHashes.has(record.keyHash) === false) {
+        this.end(node, replaced(node));
+      }
     });
   }
 
-  get sessions(): { node: string; sinceMs: number; lastSeenMs: number; roundTripMs: number; agent: string; address: string }[] {
+  get sessions(): {
+    node: string;
+    sinceMs: number;
+    lastSeenMs: number;
+    roundTripMs: number;
+    agent: string;
+    address: string;
+  }[] {
     return [...this.#live.values()].map(({ node, sinceMs, lastSeenMs, roundTripMs, agent, socket }) => ({
-      node, sinceMs, lastSeenMs, roundTripMs, agent, address: socket.remote,
+      node,
+      sinceMs,
+      lastSeenMs,
+      roundTripMs,
+      agent,
+      address: socket.remote,
     }));
   }
   connected(node: string): boolean {
@@ -115,7 +135,12 @@ export class Hub {
       if (live) this.#ended(live, reason);
     };
     const refuse = (refuse: Refuse, node = "") => {
-      log.warn("Session refused", { node, reason: refuse.code, error: refuse.message, address: socket.remote });
+      log.warn("Session refused", {
+        node,
+        reason: refuse.code,
+        error: refuse.message,
+        address: socket.remote,
+      });
       this.#refusals.inc({ code: refuse.code });
       session.refuse({ code: refuse.code, message: refuse.message });
       socket.close(refuse.code);
@@ -152,9 +177,12 @@ export class Hub {
       request: (id, request) => {
         const current = live;
         if (!current) return;
-        this.#answer(current.node, request).then((response) => session.respond(id, response), (error: unknown) => {
-          session.respond(id, { status: 503, body: { message: errorText(error) } });
-        });
+        this.#answer(current.node, request).then(
+          (response) => session.respond(id, response),
+          (error: unknown) => {
+            session.respond(id, { status: 503, body: { message: errorText(error) } });
+          },
+        );
       },
       heartbeat: (roundTripMs) => {
         if (live) live.roundTripMs = roundTripMs;
@@ -232,11 +260,18 @@ export class Hub {
     return this.#ports.metrics.counter("kubeedge_cloud_sessions_refused_total", "Sessions refused, by code.");
   }
 
-  async #judge(proof: Proof, nonce: string, socket: HubSocket): Promise<Judged | (Refuse & { node?: string })> {
+  async #judge(
+    proof: Proof,
+    nonce: string,
+    socket: HubSocket,
+  ): Promise<Judged | (Refuse & { node?: string })> {
     const { authority, records, clock, log } = this.#ports;
     const chain = checkCertificate(proof.certificate, authority.bundle, clock.now());
     if (chain.state === "bad") {
-      return { code: "certificate", message: `the node's certificate was not accepted: ${chain.reason}; join again with a token` };
+      return {
+        code: "certificate",
+        message: `the node's certificate was not accepted: ${chain.reason}; join again with a token`,
+      };
     }
     const { facts } = chain;
     const node = /^system:node:(.+)$/.exec(facts.commonName)?.[1];
@@ -247,13 +282,34 @@ export class Hub {
     if (refusal) return { node, ...refusal };
     const parameters = proofParameters(proof);
     const proved = authority.hashes.some((authorityHash) =>
-      verifyProof(proof.certificate, { nonce: fromHex(nonce), authorityHash, parameters }, fromHex(proof.signature))
+      verifyProof(
+        proof.certificate,
+        { nonce: fromHex(nonce), authorityHash, parameters },
+        fromHex(proof.signature),
+      )
     );
-    if (!proved) return { node, code: "proof", message: "the proof of the node's key is wrong or not for this connection" };
+    if (!proved) {
+      return {
+        node,
+        code: "proof",
+        message: "the proof of the node's key is wrong or not for this connection",
+      };
+    }
     const other = this.#live.get(node);
-    if (other && other.instance !== proof.instance && clock.monotonic() - other.session.lastReceivedMs < 15_000) {
-      log.warn("A second agent claims a node that is connected", { node, address: socket.remote, from: other.socket.remote });
-      return { node, code: "duplicate", message: `node "${node}" is connected from ${other.socket.remote} already; two machines must not share one key` };
+    if (
+      other && other.instance !== proof.instance && clock.monotonic() - other.session.lastReceivedMs < 15_000
+    ) {
+      log.warn("A second agent claims a node that is connected", {
+        node,
+        address: socket.remote,
+        from: other.socket.remote,
+      });
+      return {
+        node,
+        code: "duplicate",
+        message:
+          `node "${node}" is connected from ${other.socket.remote} already; two machines must not share one key`,
+      };
     }
     if (records.get(node)?.nextKeyHash === facts.keyHash) {
       await records.change(node, (old) => {
@@ -267,12 +323,25 @@ export class Hub {
   /** What the node's record says against this key. */
   #refusalOf(node: string, keyHash: string): Refuse | undefined {
     const record = this.#ports.records.get(node);
-    if (!record) return { code: "deleted", message: `node "${node}" is not known here (deleted?); join again with a token` };
-    if (record.revoked !== undefined) return { code: "revoked", message: `node "${node}" is revoked: ${record.revoked}` };
+    if (!record) {
+      return {
+        code: "deleted",
+        message: `node "${node}" is not known here (deleted?); join again with a token`,
+      };
+    }
+    if (record.revoked !== undefined) {
+      return { code: "revoked", message: `node "${node}" is revoked: ${record.revoked}` };
+    }
     return record.keyHash === keyHash || record.nextKeyHash === keyHash ? undefined : replaced(node);
   }
 
-  #welcome({ node, keyHash }: Judged, session: HubSession, socket: HubSocket, proof: Proof, version: number): Live {
+  #welcome(
+    { node, keyHash }: Judged,
+    session: HubSession,
+    socket: HubSocket,
+    proof: Proof,
+    version: number,
+  ): Live {
     const { clock, random, authority, cache, urls, log, reports, records } = this.#ports;
     const before = this.#live.get(node);
     if (before) {
@@ -283,12 +352,28 @@ export class Hub {
     const nowMs = clock.now();
     const keyHashes = new Set([keyHash, records.get(node)?.nextKeyHash ?? keyHash]);
     const live: Live = {
-      node, keyHashes, session, socket, instance: proof.instance, agent: proof.agent, sinceMs: nowMs, lastSeenMs: nowMs, roundTripMs: 0,
-      newsMs: clock.monotonic(), leaseMs: 0, leaseHeardMs: 0, abort: new AbortController(), reports: new NodeReports(node, reports),
+      node,
+      keyHashes,
+      session,
+      socket,
+      instance: proof.instance,
+      agent: proof.agent,
+      sinceMs: nowMs,
+      lastSeenMs: nowMs,
+      roundTripMs: 0,
+      newsMs: clock.monotonic(),
+      leaseMs: 0,
+      leaseHeardMs: 0,
+      abort: new AbortController(),
+      reports: new NodeReports(node, reports),
     };
     this.#live.set(node, live);
     const name = `${this.#nextSession++}-${hex(random.bytes(4))}`;
-    session.accept({ session: name, version, node, timeMs: nowMs, caBundle: authority.bundle, urls }, cache.view(node), proof.digests);
+    session.accept(
+      { session: name, version, node, timeMs: nowMs, caBundle: authority.bundle, urls },
+      cache.view(node),
+      proof.digests,
+    );
     log.info("Edge connected", { node, session: name, address: socket.remote, version: proof.agent });
     void this.#note(live, true);
     return live;
@@ -306,7 +391,14 @@ export class Hub {
     const { records, clock, log } = this.#ports;
     live.newsMs = clock.monotonic();
     const { sinceMs, lastSeenMs, roundTripMs, agent, socket } = live;
-    await records.note(live.node, { connected, sinceMs, lastSeenMs, roundTripMs, agent, address: socket.remote }).catch((error: unknown) => {
+    await records.note(live.node, {
+      connected,
+      sinceMs,
+      lastSeenMs,
+      roundTripMs,
+      agent,
+      address: socket.remote,
+    }).catch((error: unknown) => {
       log.debug("Cannot note a session's news", { node: live.node, error: errorText(error) });
     });
   }
@@ -315,13 +407,26 @@ export class Hub {
     const { client, authority, records } = this.#ports;
     switch (request.request) {
       case "token": {
-        const path = objectPath("/api/v1", "serviceaccounts", request.namespace, request.serviceAccount, "token");
-        const body = { apiVersion: "authentication.k8s.io/v1", kind: "TokenRequest", metadata: {}, spec: request.spec };
+        const path = objectPath(
+          "/api/v1",
+          "serviceaccounts",
+          request.namespace,
+          request.serviceAccount,
+          "token",
+        );
+        const body = {
+          apiVersion: "authentication.k8s.io/v1",
+          kind: "TokenRequest",
+          metadata: {},
+          spec: request.spec,
+        };
         try {
           const answer = await client.create<{ status: unknown }>(path, body, { as: { node } });
           return { status: 201, body: answer.status };
         } catch (error) {
-          if (error instanceof KubeApiError) return { status: error.status, body: { message: error.message } };
+          if (error instanceof KubeApiError) {
+            return { status: error.status, body: { message: error.message } };
+          }
           throw error;
         }
       }
@@ -331,9 +436,18 @@ export class Hub {
         const keyHash = hex(createHash("sha256").update(checked.publicKey).digest());
         this.#live.get(node)?.keyHashes.add(keyHash);
         // The old key stays good until the new one has been used: an answer that is lost costs nothing.
-        const record = await records.change(node, (old) => old.keyHash === keyHash ? old : { ...old, nextKeyHash: keyHash });
+        const record = await records.change(
+          node,
+          (old) => old.keyHash === keyHash ? old : { ...old, nextKeyHash: keyHash },
+        );
         if (!record) return { status: 404, body: { message: `node "${node}" has no record` } };
-        return { status: 200, body: { certificate: await authority.issueNode(node, checked.publicKey), caBundle: authority.bundle } };
+        return {
+          status: 200,
+          body: {
+            certificate: await authority.issueNode(node, checked.publicKey),
+            caBundle: authority.bundle,
+          },
+        };
       }
     }
   }
@@ -346,5 +460,8 @@ interface Judged {
 }
 
 function replaced(node: string): Refuse {
-  return { code: "replaced", message: `the name "${node}" was taken over by another machine; join under another name` };
+  return {
+    code: "replaced",
+    message: `the name "${node}" was taken over by another machine; join under another name`,
+  };
 }

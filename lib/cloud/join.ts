@@ -29,7 +29,10 @@ export interface JoinAnswer {
   node: string;
   urls: string[];
 }
-export type JoinOutcome = { status: 200; answer: JoinAnswer } | { status: 400 | 403 | 409 | 503; message: string };
+export type JoinOutcome = { status: 200; answer: JoinAnswer } | {
+  status: 400 | 403 | 409 | 503;
+  message: string;
+};
 
 export interface JoinPorts {
   client: KubeClient;
@@ -46,11 +49,17 @@ export interface JoinPorts {
 export function readJoinRequest(json: unknown): JoinRequest | string {
   if (typeof json !== "object" || json === null) return "the body is not a JSON object";
   const { tokenId, secret, node, csr, architecture, labels, taints } = json as Record<string, unknown>;
-  if (typeof tokenId !== "string" || typeof secret !== "string" || typeof csr !== "string") return "tokenId, secret or csr is missing";
-  if (typeof node !== "string" || node.length > 253 || !/^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/.test(node)) {
+  if (typeof tokenId !== "string" || typeof secret !== "string" || typeof csr !== "string") {
+    return "tokenId, secret or csr is missing";
+  }
+  if (
+    typeof node !== "string" || node.length > 253 ||
+    !/^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$/.test(node)
+  ) {
     return `"${String(node).slice(0, 80)}" is no node name: expected lower case letters, digits, "-" and "."`;
   }
-  const texts = typeof labels === "object" && labels !== null && Object.values(labels).every((value) => typeof value === "string");
+  const texts = typeof labels === "object" && labels !== null &&
+    Object.values(labels).every((value) => typeof value === "string");
   return {
     tokenId,
     secret,
@@ -66,7 +75,9 @@ export async function join(request: JoinRequest, ports: JoinPorts): Promise<Join
   const { authority, records, log } = ports;
   const { node } = request;
   const checked = await checkRequest(request.csr);
-  if (checked.state === "bad") return { status: 400, message: `the certificate request cannot be used: ${checked.reason}` };
+  if (checked.state === "bad") {
+    return { status: 400, message: `the certificate request cannot be used: ${checked.reason}` };
+  }
   const redeemed = await redeemToken(request.tokenId, request.secret, node, ports);
   if (redeemed.state === "refused") {
     log.warn("Join refused", { node, reason: redeemed.reason });
@@ -74,8 +85,13 @@ export async function join(request: JoinRequest, ports: JoinPorts): Promise<Join
   }
   const keyHash = hex(createHash("sha256").update(checked.publicKey).digest());
   const existing = await ports.client.find<Node>(objectPath("/api/v1", "nodes", undefined, node));
-  if (existing && !records.get(node) && existing.metadata.labels?.["node-role.kubernetes.io/edge"] === undefined) {
-    return { status: 409, message: `a node "${node}" that is no edge node exists in the cluster; choose another name with --name` };
+  if (
+    existing && !records.get(node) && existing.metadata.labels?.["node-role.kubernetes.io/edge"] === undefined
+  ) {
+    return {
+      status: 409,
+      message: `a node "${node}" that is no edge node exists in the cluster; choose another name with --name`,
+    };
   }
   const claim = await records.claim(node, keyHash, { takeover: redeemed.grant.takeover });
   if (claim.state === "refused") {
@@ -85,7 +101,10 @@ export async function join(request: JoinRequest, ports: JoinPorts): Promise<Join
   await ensureNode(request, redeemed.grant, ports);
   const certificate = await authority.issueNode(node, checked.publicKey);
   log.info("Node joined", { node, key: keyHash.slice(0, 16) });
-  return { status: 200, answer: { certificate, caBundle: authority.bundle, cluster: ports.cluster, node, urls: ports.urls } };
+  return {
+    status: 200,
+    answer: { certificate, caBundle: authority.bundle, cluster: ports.cluster, node, urls: ports.urls },
+  };
 }
 
 /** Labels and taints that the machine asked for count where the token does not say otherwise. */
@@ -98,17 +117,30 @@ async function ensureNode(request: JoinRequest, grant: TokenGrant, { client }: J
     "node-role.kubernetes.io/edge": "",
   };
   if (request.architecture) labels["kubernetes.io/arch"] = request.architecture;
-  const taints = [...grant.taints, ...request.taints.filter((taint) => !grant.taints.some((own) => own.key === taint.key))];
-  const node: Node = { apiVersion: "v1", kind: "Node", metadata: { name: request.node, labels }, spec: taints.length > 0 ? { taints } : {} };
+  const taints = [
+    ...grant.taints,
+    ...request.taints.filter((taint) => !grant.taints.some((own) => own.key === taint.key)),
+  ];
+  const node: Node = {
+    apiVersion: "v1",
+    kind: "Node",
+    metadata: { name: request.node, labels },
+    spec: taints.length > 0 ? { taints } : {},
+  };
   try {
     await client.create(objectPath("/api/v1", "nodes", undefined), node);
   } catch (error) {
     if (!(error instanceof KubeApiError && error.reason === "AlreadyExists")) throw error;
-    await client.patch(objectPath("/api/v1", "nodes", undefined, request.node), "strategic", { metadata: { labels }, spec: { taints } });
+    await client.patch(objectPath("/api/v1", "nodes", undefined, request.node), "strategic", {
+      metadata: { labels },
+      spec: { taints },
+    });
   }
 }
 
 /** A machine may name itself, not its role: labels of kubernetes.io are for the admin's token. */
 function ownLabels(labels: Record<string, string>): Record<string, string> {
-  return Object.fromEntries(Object.entries(labels).filter(([key]) => !/(^|\.)(kubernetes|k8s)\.io\//.test(key)));
+  return Object.fromEntries(
+    Object.entries(labels).filter(([key]) => !/(^|\.)(kubernetes|k8s)\.io\//.test(key)),
+  );
 }

@@ -1,6 +1,6 @@
 /** Join tokens as Secrets that hold only the hash of the secret; redeemed with optimistic concurrency. */
 import type { Clock, Random } from "../core/clock.ts";
-import { base64url, equal, fromBase64, hex, text, utf8, base64 } from "../core/bytes.ts";
+import { base64, base64url, equal, fromBase64, hex, text, utf8 } from "../core/bytes.ts";
 import { formatJoinToken, secretHash } from "../crypto/join_token.ts";
 import { KubeApiError, type KubeClient, objectPath } from "../kube/client.ts";
 import type { KubeList, Secret, Taint } from "../kube/types.ts";
@@ -33,7 +33,11 @@ export type Redeemed =
 
 type Ports = { client: KubeClient; namespace: string; clock: Clock; random: Random };
 
-export async function createToken(grant: TokenGrant, hub: { urls: string[]; authorityHash: string }, ports: Ports): Promise<{ id: string; token: string }> {
+export async function createToken(
+  grant: TokenGrant,
+  hub: { urls: string[]; authorityHash: string },
+  ports: Ports,
+): Promise<{ id: string; token: string }> {
   const { client, namespace, random } = ports;
   const id = hex(random.bytes(5)), secret = base64url(random.bytes(secretBytes));
   await client.create(objectPath("/api/v1", "secrets", namespace), {
@@ -46,9 +50,13 @@ export async function createToken(grant: TokenGrant, hub: { urls: string[]; auth
   return { id, token: formatJoinToken({ urls: hub.urls, authorityHash: hub.authorityHash, id, secret }) };
 }
 
-export async function listTokens({ client, namespace }: Pick<Ports, "client" | "namespace">): Promise<TokenInfo[]> {
+export async function listTokens(
+  { client, namespace }: Pick<Ports, "client" | "namespace">,
+): Promise<TokenInfo[]> {
   const query = { labelSelector: `${tokenLabel}=true` };
-  const list = await client.list<Secret>(objectPath("/api/v1", "secrets", namespace), { query }) as KubeList<Secret>;
+  const list = await client.list<Secret>(objectPath("/api/v1", "secrets", namespace), { query }) as KubeList<
+    Secret
+  >;
   return list.items.flatMap((secret) => {
     const read = readToken(secret);
     return read ? [{ id: secret.metadata.name.replace(/^kubeedge-token-/, ""), ...read.grant }] : [];
@@ -56,7 +64,10 @@ export async function listTokens({ client, namespace }: Pick<Ports, "client" | "
 }
 
 /** False when there is no such token. */
-export async function deleteToken(id: string, { client, namespace }: Pick<Ports, "client" | "namespace">): Promise<boolean> {
+export async function deleteToken(
+  id: string,
+  { client, namespace }: Pick<Ports, "client" | "namespace">,
+): Promise<boolean> {
   try {
     await client.delete(objectPath("/api/v1", "secrets", namespace, nameOf(id)));
     return true;
@@ -69,8 +80,15 @@ export async function deleteToken(id: string, { client, namespace }: Pick<Ports,
 /** Takes one use of a token. A wrong secret and an unknown id give the same answer. */
 export async function redeemToken(id: string, secret: string, node: string, ports: Ports): Promise<Redeemed> {
   const { client, namespace, clock } = ports;
-  const refused = (reason: "unknown" | "expired" | "used up" | "name", message: string): Redeemed => ({ state: "refused", reason, message });
-  const unknown = refused("unknown", "the token is not known; it may have been deleted. Create another: kubeedge cloud token create");
+  const refused = (reason: "unknown" | "expired" | "used up" | "name", message: string): Redeemed => ({
+    state: "refused",
+    reason,
+    message,
+  });
+  const unknown = refused(
+    "unknown",
+    "the token is not known; it may have been deleted. Create another: kubeedge cloud token create",
+  );
   if (!/^[0-9a-f]{10}$/.test(id)) return unknown;
   const path = objectPath("/api/v1", "secrets", namespace, nameOf(id));
   for (;;) {
@@ -78,13 +96,22 @@ export async function redeemToken(id: string, secret: string, node: string, port
     const token = object && readToken(object);
     if (!object || !token || !equal(utf8(token.hash), utf8(secretHash(secret)))) return unknown;
     const { grant } = token;
-    if (clock.now() > grant.expiresMs) return refused("expired", `the token expired at ${new Date(grant.expiresMs).toISOString()}`);
-    if (grant.usesLeft !== undefined && grant.usesLeft <= 0) return refused("used up", "the token is used up");
-    if (!matchesGlob(grant.nodeNames, node)) return refused("name", `the token is for nodes named ${grant.nodeNames}, not "${node}"`);
+    if (clock.now() > grant.expiresMs) {
+      return refused("expired", `the token expired at ${new Date(grant.expiresMs).toISOString()}`);
+    }
+    if (grant.usesLeft !== undefined && grant.usesLeft <= 0) {
+      return refused("used up", "the token is used up");
+    }
+    if (!matchesGlob(grant.nodeNames, node)) {
+      return refused("name", `the token is for nodes named ${grant.nodeNames}, not "${node}"`);
+    }
     if (grant.usesLeft === undefined) return { state: "ok", grant };
     const left = { ...grant, usesLeft: grant.usesLeft - 1 };
     try {
-      await client.replace(path, { ...object, data: { ...object.data, grant: base64(utf8(JSON.stringify(left))) } });
+      await client.replace(path, {
+        ...object,
+        data: { ...object.data, grant: base64(utf8(JSON.stringify(left))) },
+      });
       return { state: "ok", grant: left };
     } catch (error) {
       if (!(error instanceof KubeApiError && error.status === 409)) throw error; // another join took a use: look again
@@ -100,7 +127,9 @@ export async function removeSpentTokens(ports: Ports): Promise<void> {
 }
 
 export function matchesGlob(pattern: string, name: string): boolean {
-  const expression = pattern.split("*").map((part) => part.replaceAll(/[.+?^${}()|[\]\\]/g, "\\$&")).join(".*");
+  const expression = pattern.split("*").map((part) => part.replaceAll(/[.+?^${}()|[\]\\]/g, "\\$&")).join(
+    ".*",
+  );
   return new RegExp(`^${expression}$`).test(name);
 }
 
@@ -111,7 +140,10 @@ function readToken(secret: Secret): { hash: string; grant: TokenGrant } | undefi
   try {
     const data = secret.data ?? {};
     if (secret.type !== tokenType || !data.hash || !data.grant) return undefined;
-    return { hash: text(fromBase64(data.hash)), grant: JSON.parse(text(fromBase64(data.grant))) as TokenGrant };
+    return {
+      hash: text(fromBase64(data.hash)),
+      grant: JSON.parse(text(fromBase64(data.grant))) as TokenGrant,
+    };
   } catch {
     return undefined;
   }

@@ -16,10 +16,17 @@ export interface UserInfo {
 }
 
 /** Attributes of a request, most specific first: any one that is allowed lets it pass. */
-export function attributesOf(method: string, path: string, node: string): { verb: string; subresource: string; name: string }[] {
-  const verb = { POST: "create", GET: "get", HEAD: "get", PUT: "update", PATCH: "patch", DELETE: "delete" }[method] ?? "";
+export function attributesOf(
+  method: string,
+  path: string,
+  node: string,
+): { verb: string; subresource: string; name: string }[] {
+  const verb =
+    { POST: "create", GET: "get", HEAD: "get", PUT: "update", PATCH: "patch", DELETE: "delete" }[method] ??
+      "";
   const under = (prefix: string) => path === prefix || path.startsWith(prefix + "/");
-  const of = (...subresources: string[]) => subresources.map((subresource) => ({ verb, subresource, name: node }));
+  const of = (...subresources: string[]) =>
+    subresources.map((subresource) => ({ verb, subresource, name: node }));
   if (under("/stats")) return of("stats");
   if (under("/metrics")) return of("metrics");
   if (under("/logs")) return of("log");
@@ -40,7 +47,9 @@ export class KubeletAuth {
     const known = this.#get<UserInfo | null>(key);
     if (known !== undefined) return known ?? undefined;
     const review = { apiVersion: "authentication.k8s.io/v1", kind: "TokenReview", spec: { token: bearer } };
-    const { status } = await this.ports.client.create<{ status: { authenticated?: boolean; user?: UserInfo } }>(
+    const { status } = await this.ports.client.create<
+      { status: { authenticated?: boolean; user?: UserInfo } }
+    >(
       "/apis/authentication.k8s.io/v1/tokenreviews",
       review,
     );
@@ -56,16 +65,25 @@ export class KubeletAuth {
     return false;
   }
 
-  async #review(user: UserInfo, attributes: { verb: string; subresource: string; name: string }): Promise<boolean> {
+  async #review(
+    user: UserInfo,
+    attributes: { verb: string; subresource: string; name: string },
+  ): Promise<boolean> {
     const key = "a" + JSON.stringify([user.username, user.groups, user.extra, attributes]);
     const known = this.#get<boolean>(key);
     if (known !== undefined) return known;
     const spec = {
-      user: user.username, groups: user.groups ?? [], uid: user.uid ?? "", extra: user.extra ?? {},
+      user: user.username,
+      groups: user.groups ?? [],
+      uid: user.uid ?? "",
+      extra: user.extra ?? {},
       resourceAttributes: { ...attributes, version: "v1", resource: "nodes" },
     };
     const review = { apiVersion: "authorization.k8s.io/v1", kind: "SubjectAccessReview", spec };
-    const { status } = await this.ports.client.create<{ status: { allowed: boolean } }>("/apis/authorization.k8s.io/v1/subjectaccessreviews", review);
+    const { status } = await this.ports.client.create<{ status: { allowed: boolean } }>(
+      "/apis/authorization.k8s.io/v1/subjectaccessreviews",
+      review,
+    );
     this.#set(key, status.allowed, status.allowed ? allowedMs : deniedMs);
     return status.allowed;
   }

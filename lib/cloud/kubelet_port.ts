@@ -72,8 +72,12 @@ export class KubeletPorts {
   constructor(ports: KubeletPortsPorts) {
     this.#ports = ports;
     this.#clientCa = ports.clientCa;
-    for (const { record } of ports.records.list()) this.#set(record.node, record.revoked === undefined ? record.kubeletPort : undefined);
-    ports.records.listen((node, record) => this.#set(node, record && record.revoked === undefined ? record.kubeletPort : undefined));
+    for (const { record } of ports.records.list()) {
+      this.#set(record.node, record.revoked === undefined ? record.kubeletPort : undefined);
+    }
+    ports.records.listen((node, record) =>
+      this.#set(node, record && record.revoked === undefined ? record.kubeletPort : undefined)
+    );
   }
 
   /** Serving certificates that come to their end, and a client CA that was rolled; about once a minute. */
@@ -108,11 +112,19 @@ export class KubeletPorts {
     let serving: ServingCertificate | undefined;
     while (current()) {
       try {
-        serving ??= await this.#requests.run(() => requestServingCertificate(node, addresses, { client, clock, random }));
+        serving ??= await this.#requests.run(() =>
+          requestServingCertificate(node, addresses, { client, clock, random })
+        );
         if (!current()) return;
         open.listener?.close();
         open.listener = await listen(
-          { hostname, port: open.port, certificate: serving.certificate, key: serving.key, clientCa: this.#clientCa },
+          {
+            hostname,
+            port: open.port,
+            certificate: serving.certificate,
+            key: serving.key,
+            clientCa: this.#clientCa,
+          },
           this.#handlers(node),
         );
         open.renewAtMs = clock.now() + (serving.notAfterMs - clock.now()) * renewShare;
@@ -120,7 +132,11 @@ export class KubeletPorts {
         log.debug("Kubelet port is open", { node, port: open.port });
         return;
       } catch (error) {
-        log.warn("Cannot open a node's kubelet port, retrying", { node, port: open.port, error: errorText(error) });
+        log.warn("Cannot open a node's kubelet port, retrying", {
+          node,
+          port: open.port,
+          error: errorText(error),
+        });
         await clock.sleep(retryMs);
       }
     }
@@ -131,19 +147,26 @@ export class KubeletPorts {
       judge: (request) => this.#judge(node, request),
       open: (open) =>
         this.#ports.openStream(node, open) ??
-          { status: 503, message: `node "${node}" is not connected to the cloud; try again when "kubeedge cloud nodes" shows it connected` },
+          {
+            status: 503,
+            message:
+              `node "${node}" is not connected to the cloud; try again when "kubeedge cloud nodes" shows it connected`,
+          },
     };
   }
 
   async #judge(node: string, request: KubeletRequest): Promise<Refusal | undefined> {
     const { auth, podOnNode } = this.#ports;
-    const user = request.certificate ?? (request.bearer !== undefined ? await auth.token(request.bearer) : undefined);
+    const user = request.certificate ??
+      (request.bearer !== undefined ? await auth.token(request.bearer) : undefined);
     if (!user) return { status: 401, message: "Unauthorized" };
     if (!await auth.allowed(user, request.method, request.path, node)) {
       const [attributes] = attributesOf(request.method, request.path, node);
       return {
         status: 403,
-        message: `Forbidden (user=${user.username}, verb=${attributes?.verb ?? ""}, resource=nodes, subresource=${attributes?.subresource ?? ""})`,
+        message: `Forbidden (user=${user.username}, verb=${
+          attributes?.verb ?? ""
+        }, resource=nodes, subresource=${attributes?.subresource ?? ""})`,
       };
     }
     const pod = podOf(request.path);
@@ -157,7 +180,9 @@ export class KubeletPorts {
 /** The pod that a path of the kubelet's API is about. */
 function podOf(path: string): { namespace: string; name: string } | undefined {
   const [, kind = "", namespace = "", name = ""] = path.split("/");
-  if (!["containerLogs", "exec", "attach", "portForward", "run", "checkpoint"].includes(kind)) return undefined;
+  if (!["containerLogs", "exec", "attach", "portForward", "run", "checkpoint"].includes(kind)) {
+    return undefined;
+  }
   const decode = (segment: string) => {
     try {
       return decodeURIComponent(segment);

@@ -14,7 +14,10 @@ const signTimeoutMs = 30_000;
 
 interface SigningRequest extends KubeObject {
   spec?: unknown;
-  status?: { conditions?: { type: string; status: string; reason?: string; message?: string }[]; certificate?: string };
+  status?: {
+    conditions?: { type: string; status: string; reason?: string; message?: string }[];
+    certificate?: string;
+  };
 }
 export interface ServingCertificate {
   certificate: string;
@@ -28,16 +31,33 @@ export async function requestServingCertificate(
   { client, clock, random }: { client: KubeClient; clock: Clock; random: Random },
 ): Promise<ServingCertificate> {
   const key = await makeKey();
-  const request = await makeRequest(key, { commonName: `system:node:${node}`, organization: "system:nodes" }, addresses);
+  const request = await makeRequest(
+    key,
+    { commonName: `system:node:${node}`, organization: "system:nodes" },
+    addresses,
+  );
   const name = `kubeedge-${hex(random.bytes(8))}`;
-  const created = await client.create<SigningRequest>(objectPath(group, "certificatesigningrequests", undefined), {
-    apiVersion: "certificates.k8s.io/v1",
-    kind: "CertificateSigningRequest",
-    metadata: { name },
-    spec: { request: base64(utf8(request)), signerName: "kubernetes.io/kubelet-serving", usages: ["digital signature", "server auth"] },
-  }, { as: { node } });
+  const created = await client.create<SigningRequest>(
+    objectPath(group, "certificatesigningrequests", undefined),
+    {
+      apiVersion: "certificates.k8s.io/v1",
+      kind: "CertificateSigningRequest",
+      metadata: { name },
+      spec: {
+        request: base64(utf8(request)),
+        signerName: "kubernetes.io/kubelet-serving",
+        usages: ["digital signature", "server auth"],
+      },
+    },
+    { as: { node } },
+  );
   created.status = {
-    conditions: [{ type: "Approved", status: "True", reason: "KubeEdge", message: "serving certificate of an edge node's kubelet port" }],
+    conditions: [{
+      type: "Approved",
+      status: "True",
+      reason: "KubeEdge",
+      message: "serving certificate of an edge node's kubelet port",
+    }],
   };
   const path = objectPath(group, "certificatesigningrequests", undefined, name);
   await client.replace(`${path}/approval`, created);
@@ -48,8 +68,12 @@ export async function requestServingCertificate(
       const certificate = text(fromBase64(status.certificate));
       return { certificate, key, notAfterMs: readCertificate(certificate).notAfterMs };
     }
-    const failed = status?.conditions?.find((condition) => condition.type === "Failed" || condition.type === "Denied");
-    if (failed) throw new Error(`the cluster refused to sign: ${failed.reason ?? ""} ${failed.message ?? ""}`);
+    const failed = status?.conditions?.find((condition) =>
+      condition.type === "Failed" || condition.type === "Denied"
+    );
+    if (failed) {
+      throw new Error(`the cluster refused to sign: ${failed.reason ?? ""} ${failed.message ?? ""}`);
+    }
     await clock.sleep(200);
   }
   throw new Error("nobody signed it: is the csrsigning controller of kube-controller-manager on?");

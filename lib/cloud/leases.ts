@@ -22,7 +22,9 @@ export class Leases {
         await client.patch<Lease>(path, "merge", { spec: { renewTime } }, options);
       } catch (error) {
         if (!(error instanceof KubeApiError && error.status === 404)) throw error;
-        const owner = await client.get<Node>(objectPath("/api/v1", "nodes", undefined, node), { as: { node } });
+        const owner = await client.get<Node>(objectPath("/api/v1", "nodes", undefined, node), {
+          as: { node },
+        });
         const lease: Lease = {
           apiVersion: "coordination.k8s.io/v1",
           kind: "Lease",

@@ -98,10 +98,25 @@ export class EdgeController {
     this.#options = options;
     this.#authority = authority;
     this.#cluster = cluster;
-    this.#records = new NodeRecords({ client, namespace: options.namespace, clock, kubeletPorts: options.kubeletPorts });
+    this.#records = new NodeRecords({
+      client,
+      namespace: options.namespace,
+      clock,
+      kubeletPorts: options.kubeletPorts,
+    });
     const changed = (node: string, kind: string, key: string) => this.#hub.changed(node, kind, key);
-    const watchFailures = metrics.counter("kubeedge_cloud_watch_failures_total", "Lists and watches that failed and were tried again.");
-    const references = new References({ client, clock, random, log, changed, watchFailed: () => watchFailures.inc() });
+    const watchFailures = metrics.counter(
+      "kubeedge_cloud_watch_failures_total",
+      "Lists and watches that failed and were tried again.",
+    );
+    const references = new References({
+      client,
+      clock,
+      random,
+      log,
+      changed,
+      watchFailed: () => watchFailures.inc(),
+    });
     this.#cache = new Cache({
       references,
       changed,
@@ -139,7 +154,9 @@ export class EdgeController {
     const { namespace } = options;
     const version = await client.connect();
     log.info("Connected to Kubernetes", { version: version.gitVersion });
-    const system = await client.get<KubeObject>(objectPath("/api/v1", "namespaces", undefined, "kube-system"));
+    const system = await client.get<KubeObject>(
+      objectPath("/api/v1", "namespaces", undefined, "kube-system"),
+    );
     await ensureNamespace(client, namespace);
     const authority = await Authority.load({ client, namespace, clock, random });
     const controller = new EdgeController(ports, options, authority, system.metadata.uid ?? "");
@@ -163,9 +180,20 @@ export class EdgeController {
     const live = new Map(this.#hub.sessions.map((session) => [session.node, session]));
     return this.#records.list().map(({ record, news }) => {
       const session = live.get(record.node);
-      const { sinceMs = 0, lastSeenMs = 0, roundTripMs = 0, agent = "", address = "" } = session ?? news ?? {};
+      const { sinceMs = 0, lastSeenMs = 0, roundTripMs = 0, agent = "", address = "" } = session ?? news ??
+        {};
       const { node, kubeletPort, revoked } = record;
-      return { node, kubeletPort, connected: session !== undefined, revoked: revoked !== undefined, sinceMs, lastSeenMs, roundTripMs, agent, address };
+      return {
+        node,
+        kubeletPort,
+        connected: session !== undefined,
+        revoked: revoked !== undefined,
+        sinceMs,
+        lastSeenMs,
+        roundTripMs,
+        agent,
+        address,
+      };
     });
   }
 
@@ -174,13 +202,19 @@ export class EdgeController {
     this.#kubelet?.close();
     this.#listener?.stop();
     await this.#hub.close();
-    await Promise.all([...this.#reflectors.map((reflector) => reflector.stop()), this.#cache.references.stop()]);
+    await Promise.all([
+      ...this.#reflectors.map((reflector) => reflector.stop()),
+      this.#cache.references.stop(),
+    ]);
   }
 
   async #run(): Promise<void> {
     const { client, clock, random, log, listenKubelet } = this.#ports;
     const { namespace, advertiseAddress, kubeletListen } = this.#options;
-    await this.#reflect("configmaps", "ConfigMap", this.#records, { namespace, labelSelector: `${recordLabel}=true` }).synced;
+    await this.#reflect("configmaps", "ConfigMap", this.#records, {
+      namespace,
+      labelSelector: `${recordLabel}=true`,
+    }).synced;
     const nodes = this.#reflect("nodes", "Node", this.#cache.nodeHandler);
     const services = this.#reflect("services", "Service", this.#cache.serviceHandler);
     const pods = this.#reflect("pods", "Pod", this.#cache.podHandler, { fieldSelector: "spec.nodeName!=" });
@@ -218,7 +252,11 @@ export class EdgeController {
       this.#kubelet?.tick(await this.#clientCa());
       await removeSpentTokens({ client, namespace, clock, random });
     });
-    log.info("The cloud is ready", { url: this.#options.hubUrls.join(","), port: this.port, count: this.#records.list().length });
+    log.info("The cloud is ready", {
+      url: this.#options.hubUrls.join(","),
+      port: this.port,
+      count: this.#records.list().length,
+    });
   }
 
   #reflect(
@@ -281,7 +319,9 @@ export class EdgeController {
     const port = this.#records.get(node)?.kubeletPort;
     return {
       ...status,
-      ...(status.addresses ? { addresses: [...hub, { type: "Hostname" as const, address: advertiseAddress }] } : {}),
+      ...(status.addresses
+        ? { addresses: [...hub, { type: "Hostname" as const, address: advertiseAddress }] }
+        : {}),
       ...(port !== undefined ? { daemonEndpoints: { kubeletEndpoint: { Port: port } } } : {}),
     };
   }
@@ -290,13 +330,21 @@ export class EdgeController {
   async #listen(): Promise<void> {
     const { listenHub, clock } = this.#ports;
     const { listen, hubUrls, advertiseAddress } = this.#options;
-    const hosts = new Set([...hubUrls.map((url) => new URL(url).hostname.replace(/^\[|\]$/g, "")), advertiseAddress]);
+    const hosts = new Set([
+      ...hubUrls.map((url) => new URL(url).hostname.replace(/^\[|\]$/g, "")),
+      advertiseAddress,
+    ]);
     const certificate = await this.#authority.issueHub([...hosts]);
     const before = this.#listener;
     try {
-      this.#listener = listenHub({ hostname: listen.host, port: before?.port ?? listen.port, ...certificate }, this.#routes());
+      this.#listener = listenHub(
+        { hostname: listen.host, port: before?.port ?? listen.port, ...certificate },
+        this.#routes(),
+      );
     } catch (error) {
-      throw new UserError(`Cannot listen on ${listen.host}:${listen.port}: ${errorText(error)}; choose another --listen`);
+      throw new UserError(
+        `Cannot listen on ${listen.host}:${listen.port}: ${errorText(error)}; choose another --listen`,
+      );
     }
     before?.stop();
     this.#certificateRenewMs = clock.now() + hubCertificateMs * 2 / 3;
@@ -305,11 +353,17 @@ export class EdgeController {
 
   #routes(): HubServerRoutes {
     const { client, clock, random, log } = this.#ports;
-    const json = (status: number, body: unknown) => ({ status, body: JSON.stringify(body), type: "application/json" });
+    const json = (status: number, body: unknown) => ({
+      status,
+      body: JSON.stringify(body),
+      type: "application/json",
+    });
     return {
       connect: (socket) => this.#hub.connect(socket),
       http: async ({ method, path, body, remote }) => {
-        if (method === "GET" && path === "/v1/ca") return { status: 200, body: this.#authority.bundle, type: "application/x-pem-file" };
+        if (method === "GET" && path === "/v1/ca") {
+          return { status: 200, body: this.#authority.bundle, type: "application/x-pem-file" };
+        }
         if (method !== "POST" || path !== "/v1/join") return undefined;
         let document: unknown;
         try {
@@ -321,14 +375,19 @@ export class EdgeController {
         if (typeof request === "string") return json(400, { message: request });
         try {
           const outcome = await join(request, {
-            client, clock, random, log: log.with({ address: remote }),
+            client,
+            clock,
+            random,
+            log: log.with({ address: remote }),
             namespace: this.#options.namespace,
             authority: this.#authority,
             records: this.#records,
             cluster: this.#cluster,
             urls: this.#options.hubUrls,
           });
-          return outcome.status === 200 ? json(200, outcome.answer) : json(outcome.status, { message: outcome.message });
+          return outcome.status === 200
+            ? json(200, outcome.answer)
+            : json(outcome.status, { message: outcome.message });
         } catch (error) {
           log.error("A join failed", { node: request.node, error: errorText(error) });
           return json(503, { message: "the cloud cannot reach Kubernetes at the moment; try again" });
@@ -340,7 +399,9 @@ export class EdgeController {
   async #reloadAuthority(): Promise<void> {
     const changed = await this.#authority.reload();
     const { clock, log } = this.#ports;
-    if (this.#authority.signerHash !== this.#signerHash || clock.now() > this.#certificateRenewMs) await this.#listen();
+    if (this.#authority.signerHash !== this.#signerHash || clock.now() > this.#certificateRenewMs) {
+      await this.#listen();
+    }
     if (!changed) return;
     log.info("The edge CA was rolled on", { to: this.#authority.state.stage });
     await this.#publish();
@@ -354,16 +415,27 @@ export class EdgeController {
     const data = { urls: JSON.stringify(hubUrls), authorityHash: this.#authority.signerHash };
     const before = await client.find<ConfigMap>(path);
     if (!before) {
-      const object = { apiVersion: "v1", kind: "ConfigMap", metadata: { name: hubConfigMap, namespace }, data };
+      const object = {
+        apiVersion: "v1",
+        kind: "ConfigMap",
+        metadata: { name: hubConfigMap, namespace },
+        data,
+      };
       await client.create(objectPath("/api/v1", "configmaps", namespace), object);
-    } else if (JSON.stringify(before.data) !== JSON.stringify(data)) await client.patch(path, "merge", { data });
+    } else if (JSON.stringify(before.data) !== JSON.stringify(data)) {
+      await client.patch(path, "merge", { data });
+    }
   }
 
   /** The CA of those who may call kubelets, as the API server itself publishes it. */
   async #clientCa(): Promise<string> {
-    const object = await this.#ports.client.find<ConfigMap>(objectPath("/api/v1", "configmaps", "kube-system", clientCaName));
+    const object = await this.#ports.client.find<ConfigMap>(
+      objectPath("/api/v1", "configmaps", "kube-system", clientCaName),
+    );
     const pem = object?.data?.["client-ca-file"];
-    if (!pem) this.#ports.log.warn("The API server publishes no client CA: kubelet ports accept bearer tokens only");
+    if (!pem) {
+      this.#ports.log.warn("The API server publishes no client CA: kubelet ports accept bearer tokens only");
+    }
     return pem ?? "";
   }
 
@@ -372,7 +444,9 @@ export class EdgeController {
     const turn = async () => {
       while (!this.#stop.signal.aborted) {
         await clock.sleep(ms, this.#stop.signal);
-        await Promise.resolve().then(task).catch((error: unknown) => log.warn("A periodic task failed, trying again", { error: errorText(error) }));
+        await Promise.resolve().then(task).catch((error: unknown) =>
+          log.warn("A periodic task failed, trying again", { error: errorText(error) })
+        );
       }
     };
     turn().catch(() => {}); // stopped
@@ -381,7 +455,11 @@ export class EdgeController {
 
 async function ensureNamespace(client: KubeClient, namespace: string): Promise<void> {
   try {
-    await client.create("/api/v1/namespaces", { apiVersion: "v1", kind: "Namespace", metadata: { name: namespace } });
+    await client.create("/api/v1/namespaces", {
+      apiVersion: "v1",
+      kind: "Namespace",
+      metadata: { name: namespace },
+    });
   } catch (error) {
     // 403: a least-privilege role; the manifests made the namespace, and what is missing shows at the first Secret.
     if (!(error instanceof KubeApiError && (error.status === 409 || error.status === 403))) throw error;

@@ -22,14 +22,56 @@ interface Rule {
 
 /** With the cloud's own identity. */
 const ownRules: Rule[] = [
-  { groups: [""], resources: ["pods", "services"], verbs: ["list", "watch"], why: "what edge nodes are to run, in shared watches" },
-  { groups: [""], resources: ["nodes"], verbs: ["list", "watch", "get", "create", "patch"], why: "the Node object at a join, with its role, labels and taints" },
-  { groups: [""], resources: ["namespaces"], verbs: ["get"], names: ["kube-system"], why: "its UID is the cluster's identity" },
-  { groups: ["certificates.k8s.io"], resources: ["certificatesigningrequests"], verbs: ["get"], why: "serving certificates of kubelet ports" },
-  { groups: ["certificates.k8s.io"], resources: ["certificatesigningrequests/approval"], verbs: ["update"], why: "their approval" },
-  { groups: ["certificates.k8s.io"], resources: ["signers"], verbs: ["approve"], names: ["kubernetes.io/kubelet-serving"], why: "of this signer only" },
-  { groups: ["authentication.k8s.io"], resources: ["tokenreviews"], verbs: ["create"], why: "who calls a kubelet port" },
-  { groups: ["authorization.k8s.io"], resources: ["subjectaccessreviews"], verbs: ["create"], why: "and whether they may" },
+  {
+    groups: [""],
+    resources: ["pods", "services"],
+    verbs: ["list", "watch"],
+    why: "what edge nodes are to run, in shared watches",
+  },
+  {
+    groups: [""],
+    resources: ["nodes"],
+    verbs: ["list", "watch", "get", "create", "patch"],
+    why: "the Node object at a join, with its role, labels and taints",
+  },
+  {
+    groups: [""],
+    resources: ["namespaces"],
+    verbs: ["get"],
+    names: ["kube-system"],
+    why: "its UID is the cluster's identity",
+  },
+  {
+    groups: ["certificates.k8s.io"],
+    resources: ["certificatesigningrequests"],
+    verbs: ["get"],
+    why: "serving certificates of kubelet ports",
+  },
+  {
+    groups: ["certificates.k8s.io"],
+    resources: ["certificatesigningrequests/approval"],
+    verbs: ["update"],
+    why: "their approval",
+  },
+  {
+    groups: ["certificates.k8s.io"],
+    resources: ["signers"],
+    verbs: ["approve"],
+    names: ["kubernetes.io/kubelet-serving"],
+    why: "of this signer only",
+  },
+  {
+    groups: ["authentication.k8s.io"],
+    resources: ["tokenreviews"],
+    verbs: ["create"],
+    why: "who calls a kubelet port",
+  },
+  {
+    groups: ["authorization.k8s.io"],
+    resources: ["subjectaccessreviews"],
+    verbs: ["create"],
+    why: "and whether they may",
+  },
 ];
 /** As the node concerned; the resource and verb of each call. */
 const nodeRules: Rule[] = [
@@ -38,30 +80,76 @@ const nodeRules: Rule[] = [
   { groups: [""], resources: ["nodes"], verbs: ["get"], why: "owner of the lease" },
   { groups: [""], resources: ["nodes/status"], verbs: ["patch"], why: "node status" },
   { groups: [""], resources: ["events"], verbs: ["create", "patch"], why: "events" },
-  { groups: [""], resources: ["secrets", "configmaps"], verbs: ["get", "list", "watch"], why: "what the node's pods refer to" },
+  {
+    groups: [""],
+    resources: ["secrets", "configmaps"],
+    verbs: ["get", "list", "watch"],
+    why: "what the node's pods refer to",
+  },
   { groups: [""], resources: ["serviceaccounts/token"], verbs: ["create"], why: "tokens of the node's pods" },
-  { groups: ["coordination.k8s.io"], resources: ["leases"], verbs: ["get", "create", "patch"], why: "the node's heartbeat" },
-  { groups: ["certificates.k8s.io"], resources: ["certificatesigningrequests"], verbs: ["create"], why: "the serving certificate of its port" },
+  {
+    groups: ["coordination.k8s.io"],
+    resources: ["leases"],
+    verbs: ["get", "create", "patch"],
+    why: "the node's heartbeat",
+  },
+  {
+    groups: ["certificates.k8s.io"],
+    resources: ["certificatesigningrequests"],
+    verbs: ["create"],
+    why: "the serving certificate of its port",
+  },
 ];
 /** In its own namespace. */
 const namespaceRules: Rule[] = [
-  { groups: [""], resources: ["secrets"], verbs: ["get", "list", "create", "update", "delete"], why: "the CA and the join tokens" },
-  { groups: [""], resources: ["configmaps"], verbs: ["get", "list", "watch", "create", "update", "patch", "delete"], why: "node records" },
+  {
+    groups: [""],
+    resources: ["secrets"],
+    verbs: ["get", "list", "create", "update", "delete"],
+    why: "the CA and the join tokens",
+  },
+  {
+    groups: [""],
+    resources: ["configmaps"],
+    verbs: ["get", "list", "watch", "create", "update", "patch", "delete"],
+    why: "node records",
+  },
 ];
 
 export function manifests({ namespace, image, hubUrls, advertiseAddress }: ManifestOptions): string {
   const impersonation: Rule[] = [
-    { groups: ["authentication.k8s.io"], resources: ["nodes"], verbs: ["impersonate:arbitrary-node"], why: "acting as a node, Kubernetes 1.36 and later" },
-    ...nodeRules.map((rule) => ({ ...rule, verbs: rule.verbs.map((verb) => `impersonate-on:arbitrary-node:${verb}`) })),
+    {
+      groups: ["authentication.k8s.io"],
+      resources: ["nodes"],
+      verbs: ["impersonate:arbitrary-node"],
+      why: "acting as a node, Kubernetes 1.36 and later",
+    },
+    ...nodeRules.map((rule) => ({
+      ...rule,
+      verbs: rule.verbs.map((verb) => `impersonate-on:arbitrary-node:${verb}`),
+    })),
   ];
-  const args = ["cloud", "--namespace", namespace, ...hubUrls.flatMap((url) => ["--hub-url", url]), "--status-listen", "0.0.0.0:10444"];
-  const advertise = advertiseAddress === undefined ? ["--advertise-address", "$(HOST_IP)"] : ["--advertise-address", advertiseAddress];
+  const args = [
+    "cloud",
+    "--namespace",
+    namespace,
+    ...hubUrls.flatMap((url) => ["--hub-url", url]),
+    "--status-listen",
+    "0.0.0.0:10444",
+  ];
+  const advertise = advertiseAddress === undefined
+    ? ["--advertise-address", "$(HOST_IP)"]
+    : ["--advertise-address", advertiseAddress];
   return [
     `apiVersion: v1\nkind: Namespace\nmetadata:\n  name: ${namespace}\n`,
     `apiVersion: v1\nkind: ServiceAccount\nmetadata:\n  name: kubeedge-cloud\n  namespace: ${namespace}\n`,
-    `apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata:\n  name: kubeedge-cloud\nrules:\n${rulesText([...ownRules, ...impersonation])}`,
+    `apiVersion: rbac.authorization.k8s.io/v1\nkind: ClusterRole\nmetadata:\n  name: kubeedge-cloud\nrules:\n${
+      rulesText([...ownRules, ...impersonation])
+    }`,
     binding("ClusterRoleBinding", "ClusterRole", "kubeedge-cloud", namespace),
-    `apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata:\n  name: kubeedge-cloud\n  namespace: ${namespace}\nrules:\n${rulesText(namespaceRules)}`,
+    `apiVersion: rbac.authorization.k8s.io/v1\nkind: Role\nmetadata:\n  name: kubeedge-cloud\n  namespace: ${namespace}\nrules:\n${
+      rulesText(namespaceRules)
+    }`,
     binding("RoleBinding", "Role", "kubeedge-cloud", namespace),
     `# The client CA of those who may call kubelets, as the API server publishes it.\n` +
     binding("RoleBinding", "Role", "extension-apiserver-authentication-reader", namespace, "kube-system"),
@@ -113,12 +201,20 @@ spec:
 
 function rulesText(rules: Rule[]): string {
   return rules.map(({ groups, resources, verbs, names, why }) =>
-    `# ${why}\n- apiGroups: ${JSON.stringify(groups)}\n  resources: ${JSON.stringify(resources)}\n  verbs: ${JSON.stringify(verbs)}\n` +
+    `# ${why}\n- apiGroups: ${JSON.stringify(groups)}\n  resources: ${JSON.stringify(resources)}\n  verbs: ${
+      JSON.stringify(verbs)
+    }\n` +
     (names ? `  resourceNames: ${JSON.stringify(names)}\n` : "")
   ).join("");
 }
 
-function binding(kind: "ClusterRoleBinding" | "RoleBinding", roleKind: string, role: string, namespace: string, place = namespace): string {
+function binding(
+  kind: "ClusterRoleBinding" | "RoleBinding",
+  roleKind: string,
+  role: string,
+  namespace: string,
+  place = namespace,
+): string {
   const where = kind === "RoleBinding" ? `  namespace: ${place}\n` : "";
   return `apiVersion: rbac.authorization.k8s.io/v1\nkind: ${kind}\nmetadata:\n  name: kubeedge-cloud\n${where}` +
     `roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ${roleKind}, name: ${role}}\n` +

@@ -79,7 +79,9 @@ export class NodeRecords implements ReflectorHandler {
   /** Fills the index once, for commands that do not watch. */
   async load(): Promise<void> {
     const { client, namespace } = this.#ports;
-    const list = await client.list<ConfigMap>(objectPath("/api/v1", "configmaps", namespace), { query: { labelSelector: `${recordLabel}=true` } });
+    const list = await client.list<ConfigMap>(objectPath("/api/v1", "configmaps", namespace), {
+      query: { labelSelector: `${recordLabel}=true` },
+    });
     for (const object of list.items) this.#take(object);
   }
 
@@ -94,21 +96,31 @@ export class NodeRecords implements ReflectorHandler {
       const object = await this.#find(node);
       const record = object && recordOf(object);
       if (record?.revoked !== undefined) {
-        return { state: "refused", reason: "revoked", message: `node "${node}" is revoked (${record.revoked}); kubeedge cloud nodes restore ${node} undoes that` };
+        return {
+          state: "refused",
+          reason: "revoked",
+          message:
+            `node "${node}" is revoked (${record.revoked}); kubeedge cloud nodes restore ${node} undoes that`,
+        };
       }
       if (record && record.keyHash !== keyHash && !options.takeover) {
         const since = new Date(record.joinedMs).toISOString();
         return {
           state: "refused",
           reason: "taken",
-          message: `the name "${node}" belongs to another machine since ${since}. Choose another with --name; if this machine replaces it, ` +
+          message:
+            `the name "${node}" belongs to another machine since ${since}. Choose another with --name; if this machine replaces it, ` +
             `use a token of "kubeedge cloud token create --takeover", or "kubectl delete node ${node}" first`,
         };
       }
       const kubeletPort = record?.kubeletPort ?? this.#freePort();
       if (kubeletPort === undefined) {
         const [first, last] = this.#ports.kubeletPorts;
-        return { state: "refused", reason: "ports", message: `all kubelet ports from ${first} to ${last} are taken; widen --kubelet-ports at the cloud` };
+        return {
+          state: "refused",
+          reason: "ports",
+          message: `all kubelet ports from ${first} to ${last} are taken; widen --kubelet-ports at the cloud`,
+        };
       }
       const next: NodeRecord = { node, keyHash, kubeletPort, joinedMs: this.#ports.clock.now() };
       if (await this.#write(object, next)) return { state: "ok", record: next };
@@ -130,7 +142,9 @@ export class NodeRecords implements ReflectorHandler {
     const entry = this.#entries.get(node);
     if (!entry) return;
     const { client, namespace } = this.#ports;
-    await client.patch(objectPath("/api/v1", "configmaps", namespace, namePrefix + node), "merge", { data: { news: JSON.stringify(news) } });
+    await client.patch(objectPath("/api/v1", "configmaps", namespace, namePrefix + node), "merge", {
+      data: { news: JSON.stringify(news) },
+    });
   }
 
   async remove(node: string): Promise<void> {
@@ -190,12 +204,20 @@ export class NodeRecords implements ReflectorHandler {
     const object: ConfigMap = {
       apiVersion: "v1",
       kind: "ConfigMap",
-      metadata: { ...before?.metadata, name: namePrefix + record.node, namespace, labels: { ...before?.metadata.labels, [recordLabel]: "true" } },
+      metadata: {
+        ...before?.metadata,
+        name: namePrefix + record.node,
+        namespace,
+        labels: { ...before?.metadata.labels, [recordLabel]: "true" },
+      },
       data: { ...before?.data, record: JSON.stringify(record) },
     };
     try {
       const written = before
-        ? await client.replace<ConfigMap>(objectPath("/api/v1", "configmaps", namespace, namePrefix + record.node), object)
+        ? await client.replace<ConfigMap>(
+          objectPath("/api/v1", "configmaps", namespace, namePrefix + record.node),
+          object,
+        )
         : await client.create<ConfigMap>(objectPath("/api/v1", "configmaps", namespace), object);
       this.#take(written);
       return true;
@@ -207,14 +229,19 @@ export class NodeRecords implements ReflectorHandler {
 
   #freePort(): number | undefined {
     const taken = new Set([...this.#entries.values()].map(({ record }) => record.kubeletPort));
-    for (let port = this.#ports.kubeletPorts[0]; port <= this.#ports.kubeletPorts[1]; port++) if (!taken.has(port)) return port;
+    for (let port = this.#ports.kubeletPorts[0]; port <= this.#ports.kubeletPorts[1]; port++) {
+      if (!taken.has(port)) return port;
+    }
     return undefined;
   }
 }
 
 function recordOf(object: ConfigMap): NodeRecord {
   const record = JSON.parse(object.data?.record ?? "") as NodeRecord;
-  if (typeof record.node !== "string" || typeof record.keyHash !== "string" || typeof record.kubeletPort !== "number") {
+  if (
+    typeof record.node !== "string" || typeof record.keyHash !== "string" ||
+    typeof record.kubeletPort !== "number"
+  ) {
     throw new Error(`ConfigMap ${object.metadata.name} holds no node record`);
   }
   return record;

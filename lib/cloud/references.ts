@@ -41,7 +41,13 @@ export function referencesOf(pod: Pod): Reference[] {
       add("secrets", source.secret?.name);
     }
   }
-  for (const container of [...pod.spec.containers, ...(pod.spec.initContainers ?? []), ...(pod.spec.ephemeralContainers ?? [])]) {
+  for (
+    const container of [
+      ...pod.spec.containers,
+      ...(pod.spec.initContainers ?? []),
+      ...(pod.spec.ephemeralContainers ?? []),
+    ]
+  ) {
     for (const { configMapRef, secretRef } of container.envFrom ?? []) {
       add("configmaps", configMapRef?.name);
       add("secrets", secretRef?.name);
@@ -102,7 +108,9 @@ export class References {
   }
 
   keysOf(node: string, kind: ReferenceKind): string[] {
-    return [...(this.#needed.get(node)?.values() ?? [])].filter((reference) => reference.kind === kind).map((reference) => reference.key);
+    return [...(this.#needed.get(node)?.values() ?? [])].filter((reference) => reference.kind === kind).map((
+      reference,
+    ) => reference.key);
   }
 
   /** Resolves when every reference of the node is known, absent or refused. */
@@ -132,7 +140,18 @@ export class References {
 
   #add(node: string, id: string, reference: Reference): void {
     let watched = this.#watched.get(id);
-    if (!watched) this.#watched.set(id, watched = { reference, nodes: new Map(), object: undefined, watcher: undefined, reflector: undefined });
+    if (!watched) {
+      this.#watched.set(
+        id,
+        watched = {
+          reference,
+          nodes: new Map(),
+          object: undefined,
+          watcher: undefined,
+          reflector: undefined,
+        },
+      );
+    }
     watched.nodes.set(node, "asking");
     void this.#authorize(node, id, watched);
   }
@@ -169,7 +188,12 @@ export class References {
         const delayMs = authorizeRetryMs[attempt];
         if (delayMs === undefined && watched.nodes.get(node) !== "refused") {
           if (forbidden) watched.nodes.set(node, "refused");
-          log.warn("A node may not read what its pod refers to", { node, kind, key, error: errorText(error) });
+          log.warn("A node may not read what its pod refers to", {
+            node,
+            kind,
+            key,
+            error: errorText(error),
+          });
           this.#checkComplete();
         }
         await clock.sleep(delayMs ?? refusedRetryMs);
@@ -195,7 +219,9 @@ export class References {
     const set = (object: ViewObject) => {
       if (watched.object?.version === object.version && watched.object.uid === object.uid) return;
       watched.object = object;
-      for (const [user, grant] of watched.nodes) if (grant === "granted") this.#ports.changed(user, kind, key);
+      for (const [user, grant] of watched.nodes) {
+        if (grant === "granted") this.#ports.changed(user, kind, key);
+      }
     };
     watched.watcher = node;
     const reflector = new Reflector({
@@ -223,7 +249,9 @@ export class References {
   }
 
   #handOver(watched: Watched): void {
-    const others = [...watched.nodes].filter(([node, grant]) => grant === "granted" && node !== watched.watcher);
+    const others = [...watched.nodes].filter(([node, grant]) =>
+      grant === "granted" && node !== watched.watcher
+    );
     const next = others[0]?.[0];
     if (next !== undefined) watched.watcher = next;
   }
@@ -239,6 +267,7 @@ export class References {
 
 function viewObject(bytes: Uint8Array, uid?: string): ViewObject {
   const json = cutMembers(bytes, [["metadata", "managedFields"]]) ?? bytes;
-  const known = uid ?? (JSON.parse(new TextDecoder().decode(json)) as { metadata: { uid?: string } }).metadata.uid ?? "";
+  const known = uid ??
+    (JSON.parse(new TextDecoder().decode(json)) as { metadata: { uid?: string } }).metadata.uid ?? "";
   return { uid: known, version: deliveryVersion(json), json };
 }

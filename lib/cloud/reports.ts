@@ -53,12 +53,20 @@ export class NodeReports {
           }
           if (error.status === 403 || error.status === 422 || error.status === 400) {
             wrote(report.report, "refused");
-            log.warn("Kubernetes refused a report", { node: this.node, kind: report.report, error: error.message });
+            log.warn("Kubernetes refused a report", {
+              node: this.node,
+              kind: report.report,
+              error: error.message,
+            });
             return error.message;
           }
         }
         const delayMs = Math.max(backoff.next(), error instanceof KubeApiError ? error.retryAfterMs ?? 0 : 0);
-        log.debug("Report failed, retrying", { node: this.node, kind: report.report, error: errorText(error) });
+        log.debug("Report failed, retrying", {
+          node: this.node,
+          kind: report.report,
+          error: errorText(error),
+        });
         await clock.sleep(delayMs, signal);
       }
     }
@@ -75,12 +83,25 @@ export class NodeReports {
         return;
       }
       case "podGone":
-        await client.delete(objectPath("/api/v1", "pods", report.namespace, report.name), { uid: report.uid, gracePeriodSeconds: 0 }, options);
+        await client.delete(objectPath("/api/v1", "pods", report.namespace, report.name), {
+          uid: report.uid,
+          gracePeriodSeconds: 0,
+        }, options);
         return;
       case "nodeStatus": {
         const status = this.ports.nodeStatus(this.node, report.status as NodeStatus);
-        const patch = { status: { ...status, ...(status.addresses ? { addresses: [{ $patch: "replace" }, ...status.addresses] } : {}) } };
-        await client.patch(objectPath("/api/v1", "nodes", undefined, this.node, "status"), "strategic", patch, options);
+        const patch = {
+          status: {
+            ...status,
+            ...(status.addresses ? { addresses: [{ $patch: "replace" }, ...status.addresses] } : {}),
+          },
+        };
+        await client.patch(
+          objectPath("/api/v1", "nodes", undefined, this.node, "status"),
+          "strategic",
+          patch,
+          options,
+        );
         return;
       }
       case "event": {
@@ -92,7 +113,12 @@ export class NodeReports {
           // The same thing happened again: the edge counts on under the first one's name.
           if (!(error instanceof KubeApiError && error.reason === "AlreadyExists")) throw error;
           const { count, lastTimestamp, message } = event;
-          await client.patch(objectPath("/api/v1", "events", report.namespace, event.metadata.name), "merge", { count, lastTimestamp, message }, options);
+          await client.patch(
+            objectPath("/api/v1", "events", report.namespace, event.metadata.name),
+            "merge",
+            { count, lastTimestamp, message },
+            options,
+          );
         }
         return;
       }
@@ -103,7 +129,11 @@ export class NodeReports {
 /** podIPs and hostIPs are lists with merge keys: without the directive an old address would stay. */
 function replaceAddresses(status: PodStatus): unknown {
   const replace = <T>(list: T[] | undefined) => list ? [{ $patch: "replace" }, ...list] : undefined;
-  return { ...status, ...(status.podIPs ? { podIPs: replace(status.podIPs) } : {}), ...(status.hostIPs ? { hostIPs: replace(status.hostIPs) } : {}) };
+  return {
+    ...status,
+    ...(status.podIPs ? { podIPs: replace(status.podIPs) } : {}),
+    ...(status.hostIPs ? { hostIPs: replace(status.hostIPs) } : {}),
+  };
 }
 
 function keyOf(report: Report): string {

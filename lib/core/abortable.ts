@@ -2,7 +2,10 @@
  * Reads a stream until it ends or `signal` aborts, which ends it like its own end would. A long answer of Deno's fetch
  * must be read this way: the signal that fetch was given is held weakly, and after a garbage collection does nothing.
  */
-export async function* abortable(stream: ReadableStream<Uint8Array>, signal: AbortSignal | undefined): AsyncGenerator<Uint8Array> {
+export async function* abortable(
+  stream: ReadableStream<Uint8Array>,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<Uint8Array> {
   const reader = stream.getReader();
   const cancel = () => void reader.cancel(signal?.reason).catch(() => {});
   if (signal?.aborted) cancel();

@@ -44,7 +44,8 @@ export class Cri implements ContainerRuntime {
       unary(this.#send, runtime.version, { version: "v1" }, options),
       unary(this.#send, runtime.status, {}, options),
     ]);
-    const condition = (type: string) => status.status?.conditions.find((candidate) => candidate.type === type);
+    const condition = (type: string) =>
+      status.status?.conditions.find((candidate) => candidate.type === type);
     const ready = condition("RuntimeReady"), network = condition("NetworkReady");
     const messages = [ready, network].flatMap((c) => c && !c.status ? [c.message || c.reason] : []);
     return {
@@ -76,14 +77,20 @@ export class Cri implements ContainerRuntime {
   }
 
   async sandboxStatus(id: string): Promise<SandboxStatus> {
-    const { status } = await unary(this.#send, runtime.podSandboxStatus, { podSandboxId: id }, { timeoutMs: askTimeoutMs });
+    const { status } = await unary(this.#send, runtime.podSandboxStatus, { podSandboxId: id }, {
+      timeoutMs: askTimeoutMs,
+    });
     if (!status) throw new CriError(`sandbox ${id} has no status`, "NotFound");
-    const ips = status.network?.ip ? [status.network.ip, ...status.network.additionalIps.map((other) => other.ip)] : [];
+    const ips = status.network?.ip
+      ? [status.network.ip, ...status.network.additionalIps.map((other) => other.ip)]
+      : [];
     return { ...sandbox(status), ips };
   }
 
   async containerStatus(id: string): Promise<RuntimeContainerStatus> {
-    const { status } = await unary(this.#send, runtime.containerStatus, { containerId: id }, { timeoutMs: askTimeoutMs });
+    const { status } = await unary(this.#send, runtime.containerStatus, { containerId: id }, {
+      timeoutMs: askTimeoutMs,
+    });
     if (!status) throw new CriError(`container ${id} has no status`, "NotFound");
     return {
       id,
@@ -106,7 +113,9 @@ export class Cri implements ContainerRuntime {
   }
 
   async runSandbox(config: PodSandboxConfig, runtimeHandler: string): Promise<string> {
-    const answer = await unary(this.#send, runtime.runPodSandbox, { config, runtimeHandler }, { timeoutMs: sandboxTimeoutMs });
+    const answer = await unary(this.#send, runtime.runPodSandbox, { config, runtimeHandler }, {
+      timeoutMs: sandboxTimeoutMs,
+    });
     return answer.podSandboxId;
   }
   async stopSandbox(id: string): Promise<void> {
@@ -115,16 +124,26 @@ export class Cri implements ContainerRuntime {
   async removeSandbox(id: string): Promise<void> {
     await unary(this.#send, runtime.removePodSandbox, { podSandboxId: id }, { timeoutMs: askTimeoutMs });
   }
-  async createContainer(sandboxId: string, config: ContainerConfig, sandboxConfig: PodSandboxConfig): Promise<string> {
+  async createContainer(
+    sandboxId: string,
+    config: ContainerConfig,
+    sandboxConfig: PodSandboxConfig,
+  ): Promise<string> {
     const request = { podSandboxId: sandboxId, config, sandboxConfig };
-    return (await unary(this.#send, runtime.createContainer, request, { timeoutMs: askTimeoutMs })).containerId;
+    return (await unary(this.#send, runtime.createContainer, request, { timeoutMs: askTimeoutMs }))
+      .containerId;
   }
   async startContainer(id: string): Promise<void> {
     await unary(this.#send, runtime.startContainer, { containerId: id }, { timeoutMs: askTimeoutMs });
   }
   async stopContainer(id: string, graceSeconds: number): Promise<void> {
     const options = { timeoutMs: askTimeoutMs + graceSeconds * 1000 };
-    await unary(this.#send, runtime.stopContainer, { containerId: id, timeout: BigInt(graceSeconds) }, options);
+    await unary(
+      this.#send,
+      runtime.stopContainer,
+      { containerId: id, timeout: BigInt(graceSeconds) },
+      options,
+    );
   }
   async removeContainer(id: string): Promise<void> {
     await unary(this.#send, runtime.removeContainer, { containerId: id }, { timeoutMs: askTimeoutMs });
@@ -153,7 +172,9 @@ export class Cri implements ContainerRuntime {
   }
 
   async imageStatus(name: string): Promise<RuntimeImage | undefined> {
-    const status = await unary(this.#send, image.imageStatus, { image: { image: name } }, { timeoutMs: askTimeoutMs });
+    const status = await unary(this.#send, image.imageStatus, { image: { image: name } }, {
+      timeoutMs: askTimeoutMs,
+    });
     return status.image ? imageOf(status.image) : undefined;
   }
   async listImages(): Promise<RuntimeImage[]> {
@@ -188,7 +209,9 @@ export class Cri implements ContainerRuntime {
   async *events(signal: AbortSignal): AsyncGenerator<CriEvent> {
     const filters = ["start", "exit", "oom"].map((topic) => `namespace==k8s.io,topic=="/tasks/${topic}"`);
     try {
-      for await (const { topic, event } of stream(this.#send, Events.method.subscribe, { filters }, { signal })) {
+      for await (
+        const { topic, event } of stream(this.#send, Events.method.subscribe, { filters }, { signal })
+      ) {
         if (!event) continue;
         if (topic === "/tasks/start") {
           yield { type: "start", containerId: fromBinary(TaskStartSchema, event.value).containerId };
@@ -197,7 +220,9 @@ export class Cri implements ContainerRuntime {
         } else {
           const exit = fromBinary(TaskExitSchema, event.value);
           // An exec's end is an exit of the same task with another id.
-          if (exit.id === exit.containerId) yield { type: "exit", containerId: exit.containerId, exitCode: exit.exitStatus };
+          if (exit.id === exit.containerId) {
+            yield { type: "exit", containerId: exit.containerId, exitCode: exit.exitStatus };
+          }
         }
       }
     } catch (error) {

@@ -5,7 +5,14 @@
  * The transport is Deno's fetch, which hides trailers. A refusal of grpc-go comes as headers ("trailers only"), so it is
  * seen; a call that ends without a status header succeeded when its body holds whole messages.
  */
-import { create, type DescMethod, fromBinary, type MessageInitShape, type MessageShape, toBinary } from "@bufbuild/protobuf";
+import {
+  create,
+  type DescMethod,
+  fromBinary,
+  type MessageInitShape,
+  type MessageShape,
+  toBinary,
+} from "@bufbuild/protobuf";
 import { abortable } from "../core/abortable.ts";
 import { concat } from "../core/bytes.ts";
 
@@ -21,8 +28,22 @@ export type GrpcSend = (
 
 /** Codes of google.golang.org/grpc/codes that callers tell apart. */
 const codeNames = [
-  "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists", "PermissionDenied",
-  "ResourceExhausted", "FailedPrecondition", "Aborted", "OutOfRange", "Unimplemented", "Internal", "Unavailable", "DataLoss",
+  "OK",
+  "Canceled",
+  "Unknown",
+  "InvalidArgument",
+  "DeadlineExceeded",
+  "NotFound",
+  "AlreadyExists",
+  "PermissionDenied",
+  "ResourceExhausted",
+  "FailedPrecondition",
+  "Aborted",
+  "OutOfRange",
+  "Unimplemented",
+  "Internal",
+  "Unavailable",
+  "DataLoss",
 ] as const;
 export type GrpcCode = typeof codeNames[number];
 
@@ -66,25 +87,35 @@ export async function* stream<M extends DescMethod>(
   } catch (error) {
     if (options.signal?.aborted) throw options.signal.reason;
     const late = error instanceof Error && error.name === "TimeoutError";
-    const what = late ? `no answer within ${options.timeoutMs} ms` : "the container runtime cannot be reached";
-    throw new CriError(`${method.name}: ${what}`, late ? "DeadlineExceeded" : "Unavailable", { cause: error });
+    const what = late
+      ? `no answer within ${options.timeoutMs} ms`
+      : "the container runtime cannot be reached";
+    throw new CriError(`${method.name}: ${what}`, late ? "DeadlineExceeded" : "Unavailable", {
+      cause: error,
+    });
   }
   checkStatus(method.name, response.status, response.headers);
   if (!response.body) return;
   try {
-    for await (const message of messages(abortable(response.body, options.signal))) yield fromBinary(method.output, message) as MessageShape<M["output"]>;
+    for await (const message of messages(abortable(response.body, options.signal))) {
+      yield fromBinary(method.output, message) as MessageShape<M["output"]>;
+    }
   } catch (error) {
     if (options.signal?.aborted) throw options.signal.reason;
     if (error instanceof CriError) throw error;
     const late = error instanceof Error && error.name === "TimeoutError";
-    throw new CriError(`${method.name}: the answer broke off`, late ? "DeadlineExceeded" : "Unavailable", { cause: error });
+    throw new CriError(`${method.name}: the answer broke off`, late ? "DeadlineExceeded" : "Unavailable", {
+      cause: error,
+    });
   }
 }
 
 function checkStatus(name: string, status: number, headers: Headers): void {
   const code = headers.get("grpc-status");
   if (code !== null && code !== "0") {
-    const message = decodeURIComponent((headers.get("grpc-message") ?? "").replaceAll(/%(?![0-9A-Fa-f]{2})/g, "%25"));
+    const message = decodeURIComponent(
+      (headers.get("grpc-message") ?? "").replaceAll(/%(?![0-9A-Fa-f]{2})/g, "%25"),
+    );
     throw new CriError(message || `${name} failed`, codeNames[Number(code)] ?? "Unknown");
   }
   if (status !== 200) throw new CriError(`${name}: HTTP ${status} from the container runtime`, "Unavailable");
@@ -96,7 +127,9 @@ async function* messages(body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8A
     rest = rest.length === 0 ? chunk : concat([rest, chunk]);
     while (rest.length >= 5) {
       const length = new DataView(rest.buffer, rest.byteOffset).getUint32(1);
-      if (rest[0] !== 0 || length > messageBytesMax) throw new CriError("unexpected message from the container runtime", "Internal");
+      if (rest[0] !== 0 || length > messageBytesMax) {
+        throw new CriError("unexpected message from the container runtime", "Internal");
+      }
       if (rest.length < 5 + length) break;
       yield rest.subarray(5, 5 + length);
       rest = rest.subarray(5 + length);

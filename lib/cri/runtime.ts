@@ -4,7 +4,12 @@
  * Times are ms since 1970, 0 where unknown. Every call throws CriError.
  */
 import type { MessageInitShape } from "@bufbuild/protobuf";
-import type { AuthConfigSchema, ContainerConfigSchema, LinuxContainerResourcesSchema, PodSandboxConfigSchema } from "./gen/cri_pb.ts";
+import type {
+  AuthConfigSchema,
+  ContainerConfigSchema,
+  LinuxContainerResourcesSchema,
+  PodSandboxConfigSchema,
+} from "./gen/cri_pb.ts";
 
 export type PodSandboxConfig = MessageInitShape<typeof PodSandboxConfigSchema>;
 export type ContainerConfig = MessageInitShape<typeof ContainerConfigSchema>;
@@ -116,7 +121,11 @@ export interface ContainerRuntime {
   runSandbox(config: PodSandboxConfig, runtimeHandler: string): Promise<string>;
   stopSandbox(id: string): Promise<void>;
   removeSandbox(id: string): Promise<void>;
-  createContainer(sandboxId: string, config: ContainerConfig, sandboxConfig: PodSandboxConfig): Promise<string>;
+  createContainer(
+    sandboxId: string,
+    config: ContainerConfig,
+    sandboxConfig: PodSandboxConfig,
+  ): Promise<string>;
   startContainer(id: string): Promise<void>;
   /** Sends the stop signal, waits up to the grace, kills. */
   stopContainer(id: string, graceSeconds: number): Promise<void>;

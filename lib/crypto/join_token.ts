@@ -19,7 +19,9 @@ function checksum(payload: string): string {
 }
 
 export function formatJoinToken(token: JoinToken): string {
-  const payload = base64url(utf8(JSON.stringify({ u: token.urls, c: token.authorityHash, i: token.id, s: token.secret })));
+  const payload = base64url(
+    utf8(JSON.stringify({ u: token.urls, c: token.authorityHash, i: token.id, s: token.secret })),
+  );
   return `ke1.${payload}.${checksum(payload)}`;
 }
 
@@ -28,12 +30,23 @@ export type ParsedToken = { state: "ok"; token: JoinToken } | { state: "bad"; re
 export function parseJoinToken(token: string): ParsedToken {
   const bad = (reason: string): ParsedToken => ({ state: "bad", reason });
   const [version, payload, sum, ...more] = token.trim().split(".");
-  if (version !== "ke1") return bad('it does not start with "ke1."; copy the whole line that "kubeedge cloud token create" printed');
-  if (!payload || !sum || more.length > 0 || checksum(payload) !== sum) return bad("it is incomplete or was changed; copy the whole line again");
+  if (version !== "ke1") {
+    return bad(
+      'it does not start with "ke1."; copy the whole line that "kubeedge cloud token create" printed',
+    );
+  }
+  if (!payload || !sum || more.length > 0 || checksum(payload) !== sum) {
+    return bad("it is incomplete or was changed; copy the whole line again");
+  }
   try {
     const { u, c, i, s } = JSON.parse(text(fromBase64url(payload))) as Record<string, unknown>;
-    const urls = Array.isArray(u) ? u.filter((url): url is string => typeof url === "string" && /^wss:\/\/[^/\s]+$/.test(url)) : [];
-    if (urls.length === 0 || typeof c !== "string" || !/^[0-9a-f]{64}$/.test(c) || typeof i !== "string" || typeof s !== "string") {
+    const urls = Array.isArray(u)
+      ? u.filter((url): url is string => typeof url === "string" && /^wss:\/\/[^/\s]+$/.test(url))
+      : [];
+    if (
+      urls.length === 0 || typeof c !== "string" || !/^[0-9a-f]{64}$/.test(c) || typeof i !== "string" ||
+      typeof s !== "string"
+    ) {
       return bad("it lacks a hub URL, CA hash, id or secret; create another one");
     }
     return { state: "ok", token: { urls, authorityHash: c, id: i, secret: s } };

@@ -27,7 +27,9 @@ function message(input: ProofInput): Uint8Array<ArrayBuffer> {
 /** The signature, IEEE P1363 form (64 bytes). */
 export async function signProof(keyPem: string, input: ProofInput): Promise<Uint8Array> {
   const { privateKey } = await importKeys(keyPem);
-  return new Uint8Array(await crypto.subtle.sign({ name: "ECDSA", hash: "SHA-256" }, privateKey, message(input)));
+  return new Uint8Array(
+    await crypto.subtle.sign({ name: "ECDSA", hash: "SHA-256" }, privateKey, message(input)),
+  );
 }
 
 export function verifyProof(certificatePem: string, input: ProofInput, signature: Uint8Array): boolean {

@@ -39,7 +39,10 @@ export interface CertificateAuthority {
 }
 
 /** A self-signed CA. */
-export async function makeAuthority(name: string, options: { nowMs: number; days: number; serial: Uint8Array }): Promise<CertificateAuthority> {
+export async function makeAuthority(
+  name: string,
+  options: { nowMs: number; days: number; serial: Uint8Array },
+): Promise<CertificateAuthority> {
   const lib = await x509();
   const key = await makeKey();
   const certificate = await lib.X509CertificateGenerator.createSelfSigned({
@@ -58,7 +61,11 @@ export async function makeAuthority(name: string, options: { nowMs: number; days
 }
 
 /** A certificate request for `system:node:NAME` (or any subject) signed by its key: proof that the asker holds it. */
-export async function makeRequest(keyPem: string, subject: { commonName: string; organization?: string }, addresses: string[] = []): Promise<string> {
+export async function makeRequest(
+  keyPem: string,
+  subject: { commonName: string; organization?: string },
+  addresses: string[] = [],
+): Promise<string> {
   const lib = await x509();
   const name: Record<string, string[]>[] = [{ CN: [subject.commonName] }];
   if (subject.organization) name.unshift({ O: [subject.organization] });
@@ -66,19 +73,26 @@ export async function makeRequest(keyPem: string, subject: { commonName: string;
     name,
     keys: await importKeys(keyPem),
     signingAlgorithm: signAlgorithm,
-    extensions: addresses.length > 0 ? [new lib.SubjectAlternativeNameExtension(addresses.map(generalName))] : [],
+    extensions: addresses.length > 0
+      ? [new lib.SubjectAlternativeNameExtension(addresses.map(generalName))]
+      : [],
   });
   return request.toString("pem");
 }
 
-export type CheckedRequest = { state: "ok"; publicKey: Uint8Array<ArrayBuffer> } | { state: "bad"; reason: string };
+export type CheckedRequest = { state: "ok"; publicKey: Uint8Array<ArrayBuffer> } | {
+  state: "bad";
+  reason: string;
+};
 
 /** Checks a request's own signature; its subject is not believed. The public key is SPKI DER. */
 export async function checkRequest(requestPem: string): Promise<CheckedRequest> {
   try {
     const lib = await x509();
     const request = new lib.Pkcs10CertificateRequest(requestPem);
-    if (!(await request.verify())) return { state: "bad", reason: "the request is not signed by its own key" };
+    if (!(await request.verify())) {
+      return { state: "bad", reason: "the request is not signed by its own key" };
+    }
     const publicKey = new Uint8Array(request.publicKey.rawData);
     await crypto.subtle.importKey("spki", publicKey, keyAlgorithm, true, ["verify"]);
     return { state: "ok", publicKey };
@@ -111,7 +125,9 @@ export async function issueLeaf(authority: CertificateAuthority, options: LeafOp
     new lib.ExtendedKeyUsageExtension([
       options.usage === "client" ? lib.ExtendedKeyUsage.clientAuth : lib.ExtendedKeyUsage.serverAuth,
     ]),
-    ...(options.addresses?.length ? [new lib.SubjectAlternativeNameExtension(options.addresses.map(generalName))] : []),
+    ...(options.addresses?.length
+      ? [new lib.SubjectAlternativeNameExtension(options.addresses.map(generalName))]
+      : []),
   ];
   const certificate = await lib.X509CertificateGenerator.create({
     subject: name,
@@ -146,7 +162,8 @@ export interface CertificateFacts {
 export function readCertificate(pemText: string): CertificateFacts {
   const certificate = new X509Certificate(pemText);
   const names = certificate.subject.split("\n");
-  const of = (prefix: string) => names.filter((name) => name.startsWith(prefix)).map((name) => name.slice(prefix.length));
+  const of = (prefix: string) =>
+    names.filter((name) => name.startsWith(prefix)).map((name) => name.slice(prefix.length));
   return {
     commonName: of("CN=")[0] ?? "",
     organizations: of("O="),
@@ -158,7 +175,9 @@ export function readCertificate(pemText: string): CertificateFacts {
 }
 
 function keyHashOf(certificate: X509Certificate): string {
-  return hex(createHash("sha256").update(certificate.publicKey.export({ type: "spki", format: "der" })).digest());
+  return hex(
+    createHash("sha256").update(certificate.publicKey.export({ type: "spki", format: "der" })).digest(),
+  );
 }
 
 /** Hash of a CA's public key, as join tokens carry it: hex of SHA-256 over the SPKI. */
@@ -177,8 +196,12 @@ export function checkCertificate(leafPem: string, bundlePem: string, nowMs: numb
       .find((authority) => leaf.checkIssued(authority) && leaf.verify(authority.publicKey));
     if (!issuer) return { state: "bad", reason: "it was not issued by this cluster's edge CA" };
     const facts = readCertificate(leafPem);
-    if (nowMs < facts.notBeforeMs - clockSkewMs) return { state: "bad", reason: `it is not valid before ${new Date(facts.notBeforeMs).toISOString()}` };
-    if (nowMs > facts.notAfterMs) return { state: "bad", reason: `it expired at ${new Date(facts.notAfterMs).toISOString()}` };
+    if (nowMs < facts.notBeforeMs - clockSkewMs) {
+      return { state: "bad", reason: `it is not valid before ${new Date(facts.notBeforeMs).toISOString()}` };
+    }
+    if (nowMs > facts.notAfterMs) {
+      return { state: "bad", reason: `it expired at ${new Date(facts.notAfterMs).toISOString()}` };
+    }
     return { state: "ok", facts };
   } catch {
     return { state: "bad", reason: "it is no certificate" };

@@ -20,7 +20,9 @@ interface Known {
 
 export class Events {
   readonly #known = new Map<string, Known>();
-  constructor(readonly ports: { node: string; put: (report: Report) => void; clock: Clock; random: Random }) {}
+  constructor(
+    readonly ports: { node: string; put: (report: Report) => void; clock: Clock; random: Random },
+  ) {}
 
   pod(pod: Pod, event: PodEvent): void {
     const { name, uid, resourceVersion, namespace = "default" } = pod.metadata;
@@ -45,7 +47,12 @@ export class Events {
     const key = JSON.stringify([involvedObject.uid, involvedObject.fieldPath, type, reason, message]);
     let known = this.#known.get(key);
     if (!known || nowMs - known.lastMs > sameMs) {
-      known = { name: `${involvedObject.name ?? ""}.${nowMs.toString(16)}${hex(random.bytes(3))}`, firstMs: nowMs, lastMs: nowMs, count: 0 };
+      known = {
+        name: `${involvedObject.name ?? ""}.${nowMs.toString(16)}${hex(random.bytes(3))}`,
+        firstMs: nowMs,
+        lastMs: nowMs,
+        count: 0,
+      };
     }
     known.count++;
     known.lastMs = nowMs;

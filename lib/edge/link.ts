@@ -9,10 +9,25 @@ import { errorText } from "../core/errors.ts";
 import type { Logger } from "../core/log.ts";
 import { Signal } from "../core/queue.ts";
 import { signProof } from "../crypto/proof.ts";
-import { authorityHash, checkCertificate, makeKey, makeRequest, readCertificate, splitPem } from "../crypto/x509.ts";
+import {
+  authorityHash,
+  checkCertificate,
+  makeKey,
+  makeRequest,
+  readCertificate,
+  splitPem,
+} from "../crypto/x509.ts";
 import { type Change, EdgeSession, nonceOf } from "../wire/edge_session.ts";
 import { protocolVersion, protocolVersionLeast } from "../wire/frame.ts";
-import { type Hello, proofParameters, type Refuse, type Request, type Response, type StreamOpen, type Welcome } from "../wire/messages.ts";
+import {
+  type Hello,
+  proofParameters,
+  type Refuse,
+  type Request,
+  type Response,
+  type StreamOpen,
+  type Welcome,
+} from "../wire/messages.ts";
 import type { WireStream } from "../wire/streams.ts";
 import type { Identity } from "./identity.ts";
 import type { Outbox } from "./outbox.ts";
@@ -88,7 +103,13 @@ export class Link {
     this.#identity = identity;
     this.#ports = ports;
     this.#instance = hex(ports.random.bytes(8));
-    this.#status = { state: "connecting", url: "", sinceMs: ports.clock.now(), roundTripMs: 0, lastError: "" };
+    this.#status = {
+      state: "connecting",
+      url: "",
+      sinceMs: ports.clock.now(),
+      roundTripMs: 0,
+      lastError: "",
+    };
   }
 
   get status(): LinkStatus {
@@ -114,12 +135,18 @@ export class Link {
         await this.#once(url);
       } catch (error) {
         this.#lost(errorText(error));
-        log.info("Cannot reach the cloud, retrying", { url, error: errorText(error), attempt: backoff.attempt });
+        log.info("Cannot reach the cloud, retrying", {
+          url,
+          error: errorText(error),
+          attempt: backoff.attempt,
+        });
       }
       if (signal.aborted) return;
       if (this.#liveMs > 0 && clock.monotonic() - this.#liveMs > steadyMs) backoff.reset();
       const refused = this.#refused as Refuse | undefined;
-      const delayMs = refused && refused.code !== "retry" && refused.code !== "duplicate" ? refusedRetryMs * (0.5 + random.float()) : backoff.next();
+      const delayMs = refused && refused.code !== "retry" && refused.code !== "duplicate"
+        ? refusedRetryMs * (0.5 + random.float())
+        : backoff.next();
       await clock.sleep(delayMs, signal).catch(() => {});
     }
   }
@@ -166,7 +193,8 @@ export class Link {
       this.#ended.notify();
     };
     const waiting: Uint8Array[] = [];
-    const transmit = (message: Uint8Array) => this.#connection ? this.#connection.send(message) : waiting.push(message);
+    const transmit = (message: Uint8Array) =>
+      this.#connection ? this.#connection.send(message) : waiting.push(message);
     const session: EdgeSession = new EdgeSession({
       transmit,
       hello: (hello) => {
@@ -215,10 +243,20 @@ export class Link {
     const { agent, store } = this.#ports;
     const identity = this.#identity;
     if (hello.cluster !== identity.cluster) {
-      this.#onRefused({ code: "cluster", message: "the hub serves another cluster; to move this node: kubeedge edge reset, then join with that cluster's token" });
+      this.#onRefused({
+        code: "cluster",
+        message:
+          "the hub serves another cluster; to move this node: kubeedge edge reset, then join with that cluster's token",
+      });
       throw new Error("the hub serves another cluster");
     }
-    const claims = { versionLeast: protocolVersionLeast, versionMost: protocolVersion, agent, instance: this.#instance, digests: store.digests() };
+    const claims = {
+      versionLeast: protocolVersionLeast,
+      versionMost: protocolVersion,
+      agent,
+      instance: this.#instance,
+      digests: store.digests(),
+    };
     const signature = await signProof(identity.key, {
       nonce: nonceOf(hello),
       authorityHash: authorityHash(identity.caBundle),
@@ -231,21 +269,39 @@ export class Link {
     const { clock, log, store } = this.#ports;
     this.#liveMs = clock.monotonic();
     const skewMs = welcome.timeMs - clock.now();
-    if (Math.abs(skewMs) > clockSkewWarnMs) log.warn("This machine's clock differs from the cloud's; set it (NTP)", { ms: Math.round(skewMs) });
-    this.#status = { state: "connected", url: this.#status.url, sinceMs: clock.now(), roundTripMs: 0, lastError: "" };
-    log.info("Connected to the cloud", { url: this.#status.url, session: welcome.session, count: welcome.want.length });
+    if (Math.abs(skewMs) > clockSkewWarnMs) {
+      log.warn("This machine's clock differs from the cloud's; set it (NTP)", { ms: Math.round(skewMs) });
+    }
+    this.#status = {
+      state: "connected",
+      url: this.#status.url,
+      sinceMs: clock.now(),
+      roundTripMs: 0,
+      lastError: "",
+    };
+    log.info("Connected to the cloud", {
+      url: this.#status.url,
+      session: welcome.session,
+      count: welcome.want.length,
+    });
     this.#take(welcome);
     this.#wants = new Set(welcome.want);
     for (const kind of welcome.want) session.have(kind, store.entries(kind));
     this.#ports.connected();
-    for (const kind of ["nodes", "services", "configmaps", "secrets", "pods"]) if (!this.#wants.has(kind)) this.#ports.synced(kind);
+    for (const kind of ["nodes", "services", "configmaps", "secrets", "pods"]) {
+      if (!this.#wants.has(kind)) this.#ports.synced(kind);
+    }
     this.pump();
     this.#nextRenewCheckMs = 0;
   }
 
   /** CAs and URLs in force, as the proved hub says them. */
   #take({ caBundle, urls }: Welcome): void {
-    const next = { ...this.#identity, ...(caBundle ? { caBundle } : {}), ...(urls && urls.length > 0 ? { urls } : {}) };
+    const next = {
+      ...this.#identity,
+      ...(caBundle ? { caBundle } : {}),
+      ...(urls && urls.length > 0 ? { urls } : {}),
+    };
     if (JSON.stringify(next) === JSON.stringify(this.#identity)) return;
     this.#ports.log.info("CA bundle or hub URLs changed", { url: next.urls.join(",") });
     this.#identity = next;
@@ -261,14 +317,25 @@ export class Link {
       const due = clock.now() > notBeforeMs + (notAfterMs - notBeforeMs) * renewShare;
       if (!due && checkCertificate(identity.certificate, signer, clock.now()).state === "ok") return;
       const key = await makeKey();
-      const csr = await makeRequest(key, { commonName: `system:node:${identity.node}`, organization: "system:nodes" });
+      const csr = await makeRequest(key, {
+        commonName: `system:node:${identity.node}`,
+        organization: "system:nodes",
+      });
       const answer = await this.request({ request: "renew", csr });
       if ("failed" in answer) throw new Error(answer.failed);
-      const { certificate, caBundle, message } = answer.body as { certificate?: string; caBundle?: string; message?: string };
-      if (answer.status !== 200 || certificate === undefined) throw new Error(message ?? `status ${answer.status}`);
+      const { certificate, caBundle, message } = answer.body as {
+        certificate?: string;
+        caBundle?: string;
+        message?: string;
+      };
+      if (answer.status !== 200 || certificate === undefined) {
+        throw new Error(message ?? `status ${answer.status}`);
+      }
       this.#identity = { ...this.#identity, key, certificate, ...(caBundle ? { caBundle } : {}) };
       this.#ports.saveIdentity(this.#identity);
-      log.info("The node's certificate was renewed", { to: new Date(readCertificate(certificate).notAfterMs).toISOString() });
+      log.info("The node's certificate was renewed", {
+        to: new Date(readCertificate(certificate).notAfterMs).toISOString(),
+      });
     } catch (error) {
       log.warn("Cannot renew the node's certificate, trying again in an hour", { error: errorText(error) });
     }
@@ -278,15 +345,25 @@ export class Link {
     const { log, clock } = this.#ports;
     this.#refused = refuse;
     this.#status = { ...this.#status, state: "refused", sinceMs: clock.now(), lastError: refuse.message };
-    log.error("The cloud refused this node; its pods go on unless it was deleted or replaced", { reason: refuse.code, error: refuse.message });
+    log.error("The cloud refused this node; its pods go on unless it was deleted or replaced", {
+      reason: refuse.code,
+      error: refuse.message,
+    });
     if (refuse.code === "deleted" || refuse.code === "replaced") this.#ports.dismissed(refuse.message);
   }
 
   #lost(reason: string): void {
     const { clock, log } = this.#ports;
-    if (this.#status.state === "connected") log.warn("The cloud is lost; going on with what is stored", { reason });
+    if (this.#status.state === "connected") {
+      log.warn("The cloud is lost; going on with what is stored", { reason });
+    }
     if (this.#status.state !== "refused" || this.#refused === undefined) {
-      this.#status = { ...this.#status, state: "connecting", sinceMs: this.#status.state === "connected" ? clock.now() : this.#status.sinceMs, lastError: reason };
+      this.#status = {
+        ...this.#status,
+        state: "connecting",
+        sinceMs: this.#status.state === "connected" ? clock.now() : this.#status.sinceMs,
+        lastError: reason,
+      };
     }
     this.#session = undefined;
     this.#connection = undefined;

@@ -24,10 +24,25 @@ import type { KubeletApi } from "./kubelet/api.ts";
 import type { Exchange } from "./kubelet/exchange.ts";
 import type { LogRotation } from "./kubelet/log_rotation.ts";
 import { type Connect, Link } from "./link.ts";
-import { type MachineFacts, nodeCapacity, nodeStatus, nodeStatusChanged, nodeStatusReportMs } from "./node_status.ts";
+import {
+  type MachineFacts,
+  nodeCapacity,
+  nodeStatus,
+  nodeStatusChanged,
+  nodeStatusReportMs,
+} from "./node_status.ts";
 import { Outbox } from "./outbox.ts";
 import { Pods } from "./pod/pods.ts";
-import type { BoundToken, Lookup, NodeFacts, PodCgroups, PodFiles, PodOptions, Prober, TokenSpec } from "./pod/ports.ts";
+import type {
+  BoundToken,
+  Lookup,
+  NodeFacts,
+  PodCgroups,
+  PodFiles,
+  PodOptions,
+  Prober,
+  TokenSpec,
+} from "./pod/ports.ts";
 import { podUid } from "./pod/state.ts";
 import type { StorePort } from "./store/port.ts";
 import { EdgeStore } from "./store/store.ts";
@@ -57,7 +72,9 @@ export interface EdgePorts {
   machine: () => MachineFacts;
   /** Free memory (bytes) and share of free disk below the root directory. */
   headroom: () => { memoryFreeBytes: number; diskFreeShare: number };
-  kubelet: (core: { pods: Pods; nodeName: () => string; health: () => string | undefined }) => { api: KubeletApi; rotation: LogRotation };
+  kubelet: (
+    core: { pods: Pods; nodeName: () => string; health: () => string | undefined },
+  ) => { api: KubeletApi; rotation: LogRotation };
   clock: Clock;
   random: Random;
   log: Logger;
@@ -83,14 +100,28 @@ export class EdgeCore {
   #nodeStatus: NodeStatus | undefined;
   #nodeStatusMs = 0;
 
-  private constructor(ports: EdgePorts, options: EdgeOptions, store: EdgeStore, reports: ConstructorParameters<typeof Outbox>[0]) {
+  private constructor(
+    ports: EdgePorts,
+    options: EdgeOptions,
+    store: EdgeStore,
+    reports: ConstructorParameters<typeof Outbox>[0],
+  ) {
     const { identity, clock, random, log, metrics, runtime, files, cgroups, prober } = ports;
     this.#ports = ports;
     this.#options = options;
     this.#store = store;
     this.#facts = ports.machine();
-    this.#outbox = new Outbox(reports, { write: (write) => store.write(write), clock, wake: () => this.#link?.pump() });
-    this.#events = new Events({ node: identity.node, put: (report) => this.#outbox.put(report), clock, random });
+    this.#outbox = new Outbox(reports, {
+      write: (write) => store.write(write),
+      clock,
+      wake: () => this.#link?.pump(),
+    });
+    this.#events = new Events({
+      node: identity.node,
+      put: (report) => this.#outbox.put(report),
+      clock,
+      random,
+    });
     this.#pods = new Pods({
       runtime,
       files,
@@ -101,7 +132,8 @@ export class EdgeCore {
       log,
       options,
       objects: {
-        get: <T>(kind: "secrets" | "configmaps", namespace: string, name: string) => this.#lookup<T>(kind, `${namespace}/${name}`),
+        get: <T>(kind: "secrets" | "configmaps", namespace: string, name: string) =>
+          this.#lookup<T>(kind, `${namespace}/${name}`),
         services: (namespace) => this.#services(namespace),
       },
       requestToken: (namespace, account, spec) => this.#requestToken(namespace, account, spec),
@@ -110,7 +142,11 @@ export class EdgeCore {
       event: (pod, event) => this.#events.pod(pod, event),
       node: () => this.#nodeFacts(),
     });
-    const { api, rotation } = ports.kubelet({ pods: this.#pods, nodeName: () => identity.node, health: () => this.ready() });
+    const { api, rotation } = ports.kubelet({
+      pods: this.#pods,
+      nodeName: () => identity.node,
+      health: () => this.ready(),
+    });
     this.#kubelet = api;
     this.#tasks.push(rotation.run(this.#stop.signal));
     this.#link = new Link(identity, {
@@ -137,9 +173,15 @@ export class EdgeCore {
       dismissed: (reason) => this.#dismissed(reason),
     });
     metrics.gauge("kubeedge_edge_pods", "Pods of this node.").from(() => this.#pods.size);
-    metrics.gauge("kubeedge_edge_connected", "1 while the session with the cloud is live.").from(() => this.#link.live ? 1 : 0);
-    metrics.gauge("kubeedge_edge_outbox_reports", "Reports that the cloud does not have yet.").from(() => this.#outbox.size);
-    metrics.gauge("kubeedge_edge_store_commits_total", "Transactions of the store since the start.").from(() => store.commits);
+    metrics.gauge("kubeedge_edge_connected", "1 while the session with the cloud is live.").from(() =>
+      this.#link.live ? 1 : 0
+    );
+    metrics.gauge("kubeedge_edge_outbox_reports", "Reports that the cloud does not have yet.").from(() =>
+      this.#outbox.size
+    );
+    metrics.gauge("kubeedge_edge_store_commits_total", "Transactions of the store since the start.").from(
+      () => store.commits,
+    );
     metrics.gauge("kubeedge_edge_store_bytes", "Size of the store's file.").from(() => store.bytes);
   }
 
@@ -147,10 +189,16 @@ export class EdgeCore {
     const { log, clock, identity } = ports;
     const { store, reports } = await EdgeStore.open(ports.storePort, ports);
     if (store.damaged !== undefined) {
-      log.error("The store was damaged and put aside; running pods go on, the rest comes again from the cloud", { path: store.damaged });
+      log.error(
+        "The store was damaged and put aside; running pods go on, the rest comes again from the cloud",
+        { path: store.damaged },
+      );
     }
     if (store.meta("cluster") !== undefined && store.meta("cluster") !== identity.cluster) {
-      log.warn("The store is another cluster's; its pods end here", { from: store.meta("cluster") ?? "", to: identity.cluster });
+      log.warn("The store is another cluster's; its pods end here", {
+        from: store.meta("cluster") ?? "",
+        to: identity.cluster,
+      });
       store.clear();
       for (const { slot } of reports.splice(0)) store.write({ write: "forget", slot });
     }
@@ -160,13 +208,20 @@ export class EdgeCore {
     core.#every(1000, () => core.#link.tick());
     core.#every(healthMs, () => core.#look());
     core.#every(relistMs, () => core.#adopted ? core.#pods.relist() : undefined);
-    log.info("EdgeCore runs", { node: identity.node, version, count: store.list("pods").length, ms: clock.monotonic() | 0 });
+    log.info("EdgeCore runs", {
+      node: identity.node,
+      version,
+      count: store.list("pods").length,
+      ms: clock.monotonic() | 0,
+    });
     return core;
   }
 
   /** Why the agent is not ready, or undefined. */
   ready(): string | undefined {
-    return this.#store.failure !== undefined ? `the store cannot be written: ${this.#store.failure}` : this.#runtimeProblem();
+    return this.#store.failure !== undefined
+      ? `the store cannot be written: ${this.#store.failure}`
+      : this.#runtimeProblem();
   }
 
   /** One request of the kubelet's API, from the cloud or from the admin socket. */
@@ -182,7 +237,12 @@ export class EdgeCore {
       node: this.#link.identity.node,
       agent: version,
       cloud: { state, url, sinceMs, roundTripMs, lastError },
-      runtime: { name: this.#runtime?.name ?? "", version: this.#runtime?.version ?? "", ready: this.#runtimeProblem() === undefined, message: this.#runtimeProblem() ?? "" },
+      runtime: {
+        name: this.#runtime?.name ?? "",
+        version: this.#runtime?.version ?? "",
+        ready: this.#runtimeProblem() === undefined,
+        message: this.#runtimeProblem() ?? "",
+      },
       pods: { running: pods.filter(({ status }) => status.phase === "Running").length, total: pods.length },
       outbox: { count: this.#outbox.size },
       certificate: { notAfterMs: readCertificate(this.#link.identity.certificate).notAfterMs },
@@ -222,7 +282,10 @@ export class EdgeCore {
     const uid = podUid(pod);
     // Another object took the name: the former one is gone.
     for (const { pod: other } of this.#pods.list()) {
-      if (nameOf(other).namespace === nameOf(pod).namespace && other.metadata.name === pod.metadata.name && podUid(other) !== uid) {
+      if (
+        nameOf(other).namespace === nameOf(pod).namespace && other.metadata.name === pod.metadata.name &&
+        podUid(other) !== uid
+      ) {
         this.#forget(podUid(other));
       }
     }
@@ -250,7 +313,9 @@ export class EdgeCore {
   #dismissed(reason: string): void {
     const { log } = this.#ports;
     const pods = this.#store.list<Pod>("pods");
-    if (pods.length > 0) log.warn("Stopping the pods of this node: the cloud gave it up", { count: pods.length, reason });
+    if (pods.length > 0) {
+      log.warn("Stopping the pods of this node: the cloud gave it up", { count: pods.length, reason });
+    }
     for (const kind of this.#store.kinds()) {
       for (const [key, uid] of this.#store.entries(kind)) {
         const change: Change = { change: "drop", kind, key, uid, version: "", json: new Uint8Array(0) };
@@ -263,7 +328,11 @@ export class EdgeCore {
   async #requestToken(namespace: string, serviceAccount: string, spec: TokenSpec): Promise<BoundToken> {
     const answer = await this.#link.request({ request: "token", namespace, serviceAccount, spec });
     if ("failed" in answer) throw new Error(answer.failed);
-    const { token, expirationTimestamp, message } = answer.body as { token?: string; expirationTimestamp?: string; message?: string };
+    const { token, expirationTimestamp, message } = answer.body as {
+      token?: string;
+      expirationTimestamp?: string;
+      message?: string;
+    };
     if (answer.status >= 400 || token === undefined) throw new Error(message ?? `status ${answer.status}`);
     return { token, expiresMs: Date.parse(expirationTimestamp ?? "") };
   }
@@ -302,7 +371,9 @@ export class EdgeCore {
         throw new Error("the container runtime ended the flow of events");
       } catch (error) {
         if (signal.aborted) return;
-        if (this.#runtime !== undefined) log.warn("The container runtime went away; its containers run on", { error: errorText(error) });
+        if (this.#runtime !== undefined) {
+          log.warn("The container runtime went away; its containers run on", { error: errorText(error) });
+        }
         this.#runtime = undefined;
         this.#runtimeError = errorText(error);
         this.#reportNode(false);
@@ -314,7 +385,9 @@ export class EdgeCore {
   async #listen(signal: AbortSignal): Promise<void> {
     for await (const event of this.#ports.runtime.events(signal)) {
       this.#pods.runtimeEvent(event).catch((error: unknown) => {
-        this.#ports.log.debug("Cannot follow an event of the runtime; the relist will", { error: errorText(error) });
+        this.#ports.log.debug("Cannot follow an event of the runtime; the relist will", {
+          error: errorText(error),
+        });
       });
     }
   }
@@ -362,7 +435,11 @@ export class EdgeCore {
     const nowMs = clock.now();
     const status = nodeStatus({
       facts: this.#ownFacts(),
-      health: { notReady: this.#runtimeProblem(), ...this.#ports.headroom(), runtime: this.#runtime ?? { name: "containerd", version: "unknown" } },
+      health: {
+        notReady: this.#runtimeProblem(),
+        ...this.#ports.headroom(),
+        runtime: this.#runtime ?? { name: "containerd", version: "unknown" },
+      },
       maxPods: this.#options.maxPods,
       kubeletVersion,
       nowMs,
@@ -377,7 +454,9 @@ export class EdgeCore {
 
   #ownFacts(): MachineFacts {
     const { nodeIp } = this.#options;
-    return nodeIp === undefined ? this.#facts : { ...this.#facts, ips: [nodeIp, ...this.#facts.ips.filter((ip) => ip !== nodeIp)] };
+    return nodeIp === undefined
+      ? this.#facts
+      : { ...this.#facts, ips: [nodeIp, ...this.#facts.ips.filter((ip) => ip !== nodeIp)] };
   }
 
   #nodeFacts(): NodeFacts {
@@ -391,7 +470,9 @@ export class EdgeCore {
     const turns = async () => {
       while (!this.#stop.signal.aborted) {
         await clock.sleep(ms, this.#stop.signal);
-        await Promise.resolve(task()).catch((error: unknown) => log.debug("A periodic task failed", { error: errorText(error) }));
+        await Promise.resolve(task()).catch((error: unknown) =>
+          log.debug("A periodic task failed", { error: errorText(error) })
+        );
       }
     };
     this.#tasks.push(turns().catch(() => {})); // stopped

@@ -30,7 +30,10 @@ export interface NodeHealth {
 const memoryFreeBytesLeast = 100 * 1024 * 1024;
 const diskFreeShareLeast = 0.1;
 
-export function nodeCapacity(facts: MachineFacts, maxPods: number): { capacity: ResourceList; allocatable: ResourceList } {
+export function nodeCapacity(
+  facts: MachineFacts,
+  maxPods: number,
+): { capacity: ResourceList; allocatable: ResourceList } {
   const capacity: ResourceList = {
     cpu: String(facts.cpuCount),
     memory: `${Math.floor(facts.memoryBytes / 1024)}Ki`,
@@ -56,20 +59,35 @@ export interface NodeStatusInput {
   previous: NodeStatus | undefined;
 }
 
-export function nodeStatus({ facts, health, maxPods, kubeletVersion, nowMs, previous }: NodeStatusInput): NodeStatus {
+export function nodeStatus(
+  { facts, health, maxPods, kubeletVersion, nowMs, previous }: NodeStatusInput,
+): NodeStatus {
   const condition = (type: string, on: boolean, reason: string, message: string): NodeCondition => {
     const status = on ? "True" : "False";
     const before = previous?.conditions?.find((old) => old.type === type);
-    const lastTransitionTime = before?.status === status && before.lastTransitionTime ? before.lastTransitionTime : rfc3339(nowMs);
+    const lastTransitionTime = before?.status === status && before.lastTransitionTime
+      ? before.lastTransitionTime
+      : rfc3339(nowMs);
     return { type, status, lastHeartbeatTime: rfc3339(nowMs), lastTransitionTime, reason, message };
   };
-  const memory = health.memoryFreeBytes < memoryFreeBytesLeast, disk = health.diskFreeShare < diskFreeShareLeast;
+  const memory = health.memoryFreeBytes < memoryFreeBytesLeast,
+    disk = health.diskFreeShare < diskFreeShareLeast;
   return {
     ...nodeCapacity(facts, maxPods),
     addresses: facts.ips.map((address) => ({ type: "InternalIP", address })),
     conditions: [
-      condition("MemoryPressure", memory, memory ? "KubeletHasInsufficientMemory" : "KubeletHasSufficientMemory", `kubelet has ${memory ? "in" : ""}sufficient memory available`),
-      condition("DiskPressure", disk, disk ? "KubeletHasDiskPressure" : "KubeletHasNoDiskPressure", `kubelet has ${disk ? "" : "no "}disk pressure`),
+      condition(
+        "MemoryPressure",
+        memory,
+        memory ? "KubeletHasInsufficientMemory" : "KubeletHasSufficientMemory",
+        `kubelet has ${memory ? "in" : ""}sufficient memory available`,
+      ),
+      condition(
+        "DiskPressure",
+        disk,
+        disk ? "KubeletHasDiskPressure" : "KubeletHasNoDiskPressure",
+        `kubelet has ${disk ? "" : "no "}disk pressure`,
+      ),
       condition("PIDPressure", false, "KubeletHasSufficientPID", "kubelet has sufficient PID available"),
       health.notReady === undefined
         ? condition("Ready", true, "KubeletReady", "kubelet is posting ready status")
@@ -93,6 +111,10 @@ export function nodeStatus({ facts, health, maxPods, kubeletVersion, nowMs, prev
 /** Whether two statuses differ in more than their heartbeats. */
 export function nodeStatusChanged(before: NodeStatus | undefined, after: NodeStatus): boolean {
   const bare = (status: NodeStatus | undefined) =>
-    status && JSON.stringify({ ...status, conditions: status.conditions?.map(({ lastHeartbeatTime: _, ...rest }) => rest) });
+    status &&
+    JSON.stringify({
+      ...status,
+      conditions: status.conditions?.map(({ lastHeartbeatTime: _, ...rest }) => rest),
+    });
   return bare(before) !== bare(after);
 }

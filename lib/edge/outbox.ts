@@ -44,7 +44,9 @@ export class Outbox {
       const report = JSON.parse(row.report) as Report;
       if (report.report === "podStatus") this.#statuses.set(row.slot, report.status as PodStatus);
       if (report.report === "event") this.#events++;
-      if (!row.acknowledged) this.#waiting.set(row.slot, { id: row.id, slot: row.slot, report, inFlight: false, stored: true });
+      if (!row.acknowledged) {
+        this.#waiting.set(row.slot, { id: row.id, slot: row.slot, report, inFlight: false, stored: true });
+      }
     }
   }
 
@@ -109,8 +111,9 @@ export class Outbox {
       this.#waiting.delete(waiting.slot);
       if (waiting.report.report === "event") this.#events--;
       if (!waiting.stored) continue;
-      if (waiting.report.report === "podStatus") this.#ports.write({ write: "acknowledged", slot: waiting.slot, id: waiting.id });
-      else this.#ports.write({ write: "forget", slot: waiting.slot });
+      if (waiting.report.report === "podStatus") {
+        this.#ports.write({ write: "acknowledged", slot: waiting.slot, id: waiting.id });
+      } else this.#ports.write({ write: "forget", slot: waiting.slot });
     }
   }
 
@@ -122,7 +125,10 @@ export class Outbox {
   #store(waiting: Waiting): void {
     waiting.stored = true;
     const { slot, id, report } = waiting;
-    this.#ports.write({ write: "report", row: { slot, id, acknowledged: false, report: JSON.stringify(report) } });
+    this.#ports.write({
+      write: "report",
+      row: { slot, id, acknowledged: false, report: JSON.stringify(report) },
+    });
   }
 
   #dropOldestEvent(): void {

@@ -46,7 +46,12 @@ export class KubeUnreachable extends Error {
 /** The API server refused; `reason` is Kubernetes' own (NotFound, Conflict, …). */
 export class KubeApiError extends Error {
   override name = "KubeApiError";
-  constructor(message: string, readonly status: number, readonly reason: string, readonly retryAfterMs?: number) {
+  constructor(
+    message: string,
+    readonly status: number,
+    readonly reason: string,
+    readonly retryAfterMs?: number,
+  ) {
     super(message);
   }
 }
@@ -70,7 +75,9 @@ export class KubeClient {
 
   /** Asks the server's version and chooses the form of impersonation. */
   async connect(signal?: AbortSignal): Promise<{ major: number; minor: number; gitVersion: string }> {
-    const version = await this.get<{ major: string; minor: string; gitVersion: string }>("/version", { signal });
+    const version = await this.get<{ major: string; minor: string; gitVersion: string }>("/version", {
+      signal,
+    });
     const major = Number.parseInt(version.major), minor = Number.parseInt(version.minor);
     this.#groupsNeeded = major === 1 && minor < 36;
     return { major, minor, gitVersion: version.gitVersion };
@@ -134,7 +141,9 @@ export class KubeClient {
   /** Opens a watch; its body carries one JSON event a line. Throws KubeApiError when it is refused. */
   async openWatch(path: string, options: RequestOptions = {}): Promise<ReadableStream<Uint8Array>> {
     const response = await this.#start("GET", path, options, undefined);
-    if (response.status >= 400) throw apiError("GET", path, response.status, response.headers, await readAll(response.body));
+    if (response.status >= 400) {
+      throw apiError("GET", path, response.status, response.headers, await readAll(response.body));
+    }
     if (!response.body) throw new KubeUnreachable(`Cannot watch ${path}: the answer has no body`);
     return response.body;
   }
@@ -156,7 +165,9 @@ export class KubeClient {
     timeoutMs: number | undefined,
   ): Promise<HttpResponse> {
     const query = new URLSearchParams();
-    for (const [name, value] of Object.entries(options.query ?? {})) if (value !== undefined) query.set(name, String(value));
+    for (const [name, value] of Object.entries(options.query ?? {})) {
+      if (value !== undefined) query.set(name, String(value));
+    }
     const target = query.size > 0 ? `${path}?${query}` : path;
     const headers: [string, string][] = [["accept", "application/json"]];
     if (options.body !== undefined) headers.push(["content-type", options.contentType ?? "application/json"]);
@@ -184,7 +195,13 @@ export function segment(name: string): string {
 }
 
 /** `/api/v1/namespaces/NS/RESOURCE/NAME[/SUBRESOURCE]`; the group path is `/api/v1` or `/apis/GROUP/VERSION`. */
-export function objectPath(group: string, resource: string, namespace: string | undefined, name?: string, subresource?: string): string {
+export function objectPath(
+  group: string,
+  resource: string,
+  namespace: string | undefined,
+  name?: string,
+  subresource?: string,
+): string {
   let path = group;
   if (namespace !== undefined) path += `/namespaces/${segment(namespace)}`;
   path += `/${resource}`;
@@ -193,7 +210,13 @@ export function objectPath(group: string, resource: string, namespace: string | 
   return path;
 }
 
-function apiError(method: string, path: string, status: number, headers: Headers, body: Uint8Array): KubeApiError {
+function apiError(
+  method: string,
+  path: string,
+  status: number,
+  headers: Headers,
+  body: Uint8Array,
+): KubeApiError {
   let detail: Status = {};
   try {
     detail = JSON.parse(text(body)) as Status;
@@ -201,7 +224,12 @@ function apiError(method: string, path: string, status: number, headers: Headers
   const seconds = detail.details?.retryAfterSeconds ?? Number(headers.get("retry-after") ?? Number.NaN);
   const retryAfterMs = Number.isFinite(seconds) ? seconds * 1000 : undefined;
   const message = detail.message ?? text(body.subarray(0, 200)).trim();
-  return new KubeApiError(`${method} ${path}: ${status} ${message}`, status, detail.reason ?? "", retryAfterMs);
+  return new KubeApiError(
+    `${method} ${path}: ${status} ${message}`,
+    status,
+    detail.reason ?? "",
+    retryAfterMs,
+  );
 }
 
 function parse<T>(body: Uint8Array): T {

@@ -37,7 +37,12 @@ export interface KubeConnection {
 export type ReadFile = (path: string) => string;
 
 /** Reads `path` (already in hand as `yaml`); `context` in place of current-context. Throws UserError (usage). */
-export function readKubeconfig(path: string, yaml: string, context: string | undefined, readFile: ReadFile): KubeConnection {
+export function readKubeconfig(
+  path: string,
+  yaml: string,
+  context: string | undefined,
+  readFile: ReadFile,
+): KubeConnection {
   const fail = (problem: string): never => {
     throw new UserError(`Cannot use kubeconfig ${path}: ${problem}`, ExitCode.usage);
   };
@@ -53,9 +58,14 @@ export function readKubeconfig(path: string, yaml: string, context: string | und
     const item = items.map(record).find((candidate) => candidate?.name === name);
     return record(item?.[member]) ?? fail(`it has no ${member} named "${name}"`);
   };
-  const contextName = context ?? (string(config["current-context"]) || fail("it has no current-context; name one with --context"));
+  const contextName = context ??
+    (string(config["current-context"]) || fail("it has no current-context; name one with --context"));
   const chosen = named("contexts", "context", contextName);
-  const cluster = named("clusters", "cluster", string(chosen.cluster) || fail(`context "${contextName}" names no cluster`));
+  const cluster = named(
+    "clusters",
+    "cluster",
+    string(chosen.cluster) || fail(`context "${contextName}" names no cluster`),
+  );
   const userName = string(chosen.user);
   const user = userName ? named("users", "user", userName) : {};
 
@@ -79,11 +89,15 @@ export function readKubeconfig(path: string, yaml: string, context: string | und
   };
 
   const server = string(cluster.server) ?? "";
-  if (!/^https?:\/\/[^\s/]+/.test(server)) fail(`server of its cluster is "${server}", expected https://HOST:PORT`);
+  if (!/^https?:\/\/[^\s/]+/.test(server)) {
+    fail(`server of its cluster is "${server}", expected https://HOST:PORT`);
+  }
   if (cluster["insecure-skip-tls-verify"] === true) {
     fail("insecure-skip-tls-verify is not supported; give the cluster's certificate-authority instead");
   }
-  if (string(cluster["tls-server-name"])) fail("tls-server-name is not supported; use a server name that is in its certificate");
+  if (string(cluster["tls-server-name"])) {
+    fail("tls-server-name is not supported; use a server name that is in its certificate");
+  }
   const clientCertificate = pem(user, "client-certificate"), clientKey = pem(user, "client-key");
   if ((clientCertificate === undefined) !== (clientKey === undefined)) {
     fail(`user "${userName}" has only one of client-certificate and client-key`);
@@ -107,7 +121,10 @@ export function readKubeconfig(path: string, yaml: string, context: string | und
 const serviceAccount = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /** The connection of a pod, or undefined outside of one. */
-export function inClusterConnection(env: (name: string) => string | undefined, readFile: ReadFile): KubeConnection | undefined {
+export function inClusterConnection(
+  env: (name: string) => string | undefined,
+  readFile: ReadFile,
+): KubeConnection | undefined {
   const host = env("KUBERNETES_SERVICE_HOST"), port = env("KUBERNETES_SERVICE_PORT");
   if (!host || !port) return undefined;
   let certificateAuthority: string;
@@ -165,12 +182,18 @@ export function readExecCredential(plugin: ExecPlugin, stdout: string): ExecCred
   }
   const credential = record(output) ?? fail("it printed no ExecCredential");
   if (credential.kind !== "ExecCredential" || credential.apiVersion !== plugin.apiVersion) {
-    fail(`it printed ${String(credential.kind)} ${String(credential.apiVersion)}, expected ExecCredential ${plugin.apiVersion}`);
+    fail(
+      `it printed ${String(credential.kind)} ${
+        String(credential.apiVersion)
+      }, expected ExecCredential ${plugin.apiVersion}`,
+    );
   }
   const status = record(credential.status) ?? fail("its ExecCredential has no status");
   const token = string(status.token), clientCertificate = string(status.clientCertificateData);
   const clientKey = string(status.clientKeyData), expiry = string(status.expirationTimestamp);
-  if (!token && !(clientCertificate && clientKey)) fail("its status has neither a token nor a client certificate with key");
+  if (!token && !(clientCertificate && clientKey)) {
+    fail("its status has neither a token nor a client certificate with key");
+  }
   return { token, clientCertificate, clientKey, expiresMs: expiry ? Date.parse(expiry) : undefined };
 }
 
@@ -183,13 +206,17 @@ function readExec(value: unknown, fail: (problem: string) => never): ExecPlugin 
   const command = string(exec.command) || fail("exec.command is missing");
   const args = Array.isArray(exec.args) ? exec.args.map(String) : [];
   const env: Record<string, string> = {};
-  for (const item of Array.isArray(exec.env) ? exec.env.map(record) : []) if (item) env[String(item.name)] = String(item.value);
+  for (const item of Array.isArray(exec.env) ? exec.env.map(record) : []) {
+    if (item) env[String(item.name)] = String(item.value);
+  }
   const provideClusterInfo = exec.provideClusterInfo === true;
   return { apiVersion, command, args, env, provideClusterInfo, installHint: string(exec.installHint) };
 }
 
 function record(value: unknown): Record<string, unknown> | undefined {
-  return typeof value === "object" && value !== null && !Array.isArray(value) ? value as Record<string, unknown> : undefined;
+  return typeof value === "object" && value !== null && !Array.isArray(value)
+    ? value as Record<string, unknown>
+    : undefined;
 }
 function string(value: unknown): string | undefined {
   return typeof value === "string" && value !== "" ? value : undefined;

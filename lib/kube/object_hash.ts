@@ -10,6 +10,8 @@ const unversioned = [["metadata", "managedFields"], ["metadata", "resourceVersio
 
 /** Hex of 8 bytes, never all zero (that stands for an object known to be absent). */
 export function deliveryVersion(json: Uint8Array): string {
-  const version = hex(createHash("sha256").update(cutMembers(json, unversioned) ?? json).digest().subarray(0, 8));
+  const version = hex(
+    createHash("sha256").update(cutMembers(json, unversioned) ?? json).digest().subarray(0, 8),
+  );
   return version === "0000000000000000" ? "0000000000000001" : version;
 }

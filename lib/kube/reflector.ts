@@ -192,7 +192,10 @@ function rawObject(bytes: Uint8Array): RawObject | undefined {
 }
 
 /** Splits a stream at line feeds. Throws a RangeError on lines over `bytesMax`; a line without its end is dropped. */
-export async function* lines(stream: AsyncIterable<Uint8Array>, bytesMax: number): AsyncGenerator<Uint8Array> {
+export async function* lines(
+  stream: AsyncIterable<Uint8Array>,
+  bytesMax: number,
+): AsyncGenerator<Uint8Array> {
   let rest: Uint8Array[] = [];
   let restBytes = 0;
   for await (const chunk of stream) {

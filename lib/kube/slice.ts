@@ -59,7 +59,10 @@ function skipValue(json: Uint8Array, at: number): number | undefined {
   const start = at;
   for (; at < json.length; at++) {
     const byte = json[at];
-    if (byte === comma || byte === closeBrace || byte === closeBracket || byte === 0x20 || byte === 0x0a || byte === 0x0d || byte === 0x09) break;
+    if (
+      byte === comma || byte === closeBrace || byte === closeBracket || byte === 0x20 || byte === 0x0a ||
+      byte === 0x0d || byte === 0x09
+    ) break;
   }
   return at > start ? at : undefined;
 }
@@ -72,7 +75,10 @@ export interface Member {
 }
 
 /** The members of the object in `span`, in order; undefined when it is not a well-formed object. */
-export function membersOf(json: Uint8Array, span: Span = { start: 0, end: json.length }): Member[] | undefined {
+export function membersOf(
+  json: Uint8Array,
+  span: Span = { start: 0, end: json.length },
+): Member[] | undefined {
   let at = skipSpace(json, span.start);
   if (json[at] !== openBrace) return undefined;
   at = skipSpace(json, at + 1);
@@ -206,6 +212,8 @@ export function elementsOf(json: Uint8Array, span: Span): Span[] | undefined {
 export function withTypeMeta(item: Uint8Array, apiVersion: string, kind: string): Uint8Array {
   const members = membersOf(item);
   if (!members || members.some((member) => member.name === "kind")) return item;
-  const head = `{"kind":${JSON.stringify(kind)},"apiVersion":${JSON.stringify(apiVersion)}${members.length > 0 ? "," : ""}`;
+  const head = `{"kind":${JSON.stringify(kind)},"apiVersion":${JSON.stringify(apiVersion)}${
+    members.length > 0 ? "," : ""
+  }`;
   return concat([utf8(head), item.subarray(skipSpace(item, 0) + 1)]);
 }

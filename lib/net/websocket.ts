@@ -64,7 +64,9 @@ export class WebSocketDecoder {
     const first = view.getUint8(0), second = view.getUint8(1);
     const fin = (first & 0x80) !== 0, opcode = first & 0x0f;
     if ((first & 0x70) !== 0) return fault(1002, "reserved bits are set");
-    if (((second & 0x80) !== 0) !== this.#masked) return fault(1002, `the frame is ${this.#masked ? "not " : ""}masked`);
+    if (((second & 0x80) !== 0) !== this.#masked) {
+      return fault(1002, `the frame is ${this.#masked ? "not " : ""}masked`);
+    }
     let length = second & 0x7f, at = 2;
     if (length === 126) {
       if (data.length < 4) return "more";
@@ -77,11 +79,17 @@ export class WebSocketDecoder {
       at = 10;
     }
     const control = opcode >= 8;
-    if (control && (!fin || length > controlBytesMax)) return fault(1002, "a control frame is fragmented or too long");
-    if (!control && this.#partsBytes + length > bytesMax) return fault(1009, `the message is longer than ${bytesMax} bytes`);
+    if (control && (!fin || length > controlBytesMax)) {
+      return fault(1002, "a control frame is fragmented or too long");
+    }
+    if (!control && this.#partsBytes + length > bytesMax) {
+      return fault(1009, `the message is longer than ${bytesMax} bytes`);
+    }
     const from = at + (this.#masked ? 4 : 0);
     if (data.length < from + length) return "more";
-    const payload = this.#masked ? mask(data.subarray(from, from + length), data.subarray(at, from)) : data.slice(from, from + length);
+    const payload = this.#masked
+      ? mask(data.subarray(from, from + length), data.subarray(at, from))
+      : data.slice(from, from + length);
     this.#rest = data.subarray(from + length);
     switch (opcode) {
       case 0:
@@ -105,7 +113,9 @@ export class WebSocketDecoder {
   #part(payload: Bytes, fin: boolean): WebSocketEvent | undefined {
     this.#inMessage = !fin;
     if (!fin || this.#parts.length > 0) {
-      if (this.#parts.length >= piecesMax) return fault(1009, `the message has more than ${piecesMax} pieces`);
+      if (this.#parts.length >= piecesMax) {
+        return fault(1009, `the message has more than ${piecesMax} pieces`);
+      }
       this.#parts.push(payload);
       this.#partsBytes += payload.length;
       if (!fin) return undefined;
@@ -118,7 +128,11 @@ export class WebSocketDecoder {
 }
 
 /** One frame: unmasked as servers send them, or with a client's mask (4 random bytes). */
-export function encodeWebSocketFrame(opcode: 2 | 8 | 9 | 10, payload: Uint8Array, maskKey?: Uint8Array): Bytes {
+export function encodeWebSocketFrame(
+  opcode: 2 | 8 | 9 | 10,
+  payload: Uint8Array,
+  maskKey?: Uint8Array,
+): Bytes {
   const long = payload.length > 65535, middle = !long && payload.length > 125;
   const head = (long ? 10 : middle ? 4 : 2) + (maskKey ? 4 : 0);
   const frame = new Uint8Array(head + payload.length);

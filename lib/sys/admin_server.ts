@@ -12,7 +12,10 @@ export interface AdminServer {
 }
 
 /** Serves until closed. A socket that a dead agent left behind is replaced; one that answers is not. */
-export async function serveAdmin(path: string, serve: (exchange: Exchange) => Promise<void>): Promise<AdminServer> {
+export async function serveAdmin(
+  path: string,
+  serve: (exchange: Exchange) => Promise<void>,
+): Promise<AdminServer> {
   try {
     (await Deno.connect({ transport: "unix", path })).close();
     throw new Deno.errors.AddrInUse(`another agent serves ${path}`);
@@ -108,7 +111,9 @@ async function handle(conn: Deno.UnixConn, serve: (exchange: Exchange) => Promis
       const lines = answer.map(([name, value]) => `${name}: ${value}\r\n`).join("");
       const closing = status === 101 ? "" : "connection: close\r\n";
       // Written ahead of the body: nothing else writes before the head is out.
-      void conn.write(utf8(`HTTP/1.1 ${status} ${status === 101 ? "Switching Protocols" : "-"}\r\n${lines}${closing}\r\n`)).catch(() => shut());
+      void conn.write(
+        utf8(`HTTP/1.1 ${status} ${status === 101 ? "Switching Protocols" : "-"}\r\n${lines}${closing}\r\n`),
+      ).catch(() => shut());
     },
     reset: () => shut(),
   });

@@ -64,13 +64,16 @@ export function primaryIp(): string | undefined {
 /** Global addresses: those of the default route's interface first, IPv4 before IPv6; bridges of containers left out. */
 function addresses(): string[] {
   const route = read("/proc/net/route").split("\n").slice(1).map((line) => line.split("\t"))
-    .filter(([, destination]) => destination === "00000000").sort((a, b) => Number(a[6]) - Number(b[6]))[0]?.[0];
+    .filter(([, destination]) => destination === "00000000").sort((a, b) => Number(a[6]) - Number(b[6]))[0]
+    ?.[0];
   const all = Deno.networkInterfaces().filter(({ name, address }) =>
     !/^(lo|cni|docker|veth|br-)/.test(name) && !address.startsWith("fe80:") && !address.startsWith("169.254.")
   );
-  const rank = ({ name, family }: Deno.NetworkInterfaceInfo) => (name === route ? 0 : 2) + (family === "IPv4" ? 0 : 1);
+  const rank = ({ name, family }: Deno.NetworkInterfaceInfo) =>
+    (name === route ? 0 : 2) + (family === "IPv4" ? 0 : 1);
   const sorted = all.sort((a, b) => rank(a) - rank(b)).map(({ address }) => address);
   // One address a family is what Kubernetes takes.
-  const v4 = sorted.find((address) => !address.includes(":")), v6 = sorted.find((address) => address.includes(":"));
+  const v4 = sorted.find((address) => !address.includes(":")),
+    v6 = sorted.find((address) => address.includes(":"));
   return [v4, v6].filter((address): address is string => address !== undefined);
 }

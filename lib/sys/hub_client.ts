@@ -1,6 +1,6 @@
 /** The edge's WebSocket to the hub, over a pinned connection (hub_dial.ts). */
 import type { TLSSocket } from "node:tls";
-import { concat, text, utf8, base64 } from "../core/bytes.ts";
+import { base64, concat, text, utf8 } from "../core/bytes.ts";
 import { frameBytesMax } from "../core/limits.ts";
 import { acceptKey, encodeWebSocketFrame, WebSocketDecoder } from "../net/websocket.ts";
 import { dialHub, hubAddress } from "./hub_dial.ts";
@@ -20,7 +20,11 @@ export interface HubConnectionHandlers {
 }
 
 /** Resolves when messages can be sent. Throws with what failed. */
-export async function connectHub(url: string, authorities: string, handlers: HubConnectionHandlers): Promise<HubConnection> {
+export async function connectHub(
+  url: string,
+  authorities: string,
+  handlers: HubConnectionHandlers,
+): Promise<HubConnection> {
   const socket = await dialHub(url, authorities);
   try {
     const rest = await upgrade(socket, url);
@@ -35,7 +39,9 @@ function upgrade(socket: TLSSocket, url: string): Promise<Uint8Array> {
   const { host, port } = hubAddress(url);
   const key = base64(crypto.getRandomValues(new Uint8Array(16)));
   socket.write(
-    `GET /v1/session HTTP/1.1\r\nhost: ${host.includes(":") ? `[${host}]` : host}:${port}\r\nupgrade: websocket\r\nconnection: Upgrade\r\n` +
+    `GET /v1/session HTTP/1.1\r\nhost: ${
+      host.includes(":") ? `[${host}]` : host
+    }:${port}\r\nupgrade: websocket\r\nconnection: Upgrade\r\n` +
       `sec-websocket-version: 13\r\nsec-websocket-key: ${key}\r\n\r\n`,
   );
   return new Promise((resolve, reject) => {
@@ -49,7 +55,9 @@ function upgrade(socket: TLSSocket, url: string): Promise<Uint8Array> {
     const got = (chunk: Uint8Array) => {
       data = concat([data, chunk]);
       const head = text(data), end = head.indexOf("\r\n\r\n");
-      if (end < 0) return data.length > headBytesMax ? done(new Error("the hub's answer is too long")) : undefined;
+      if (end < 0) {
+        return data.length > headBytesMax ? done(new Error("the hub's answer is too long")) : undefined;
+      }
       const accept = /^sec-websocket-accept:\s*(\S+)/im.exec(head.slice(0, end))?.[1];
       if (!/^HTTP\/1\.1 101/.test(head) || accept !== acceptKey(key)) {
         return done(new Error(`the hub answered "${head.split("\r\n")[0]}" in place of a session`));

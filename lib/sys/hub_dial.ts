@@ -38,9 +38,15 @@ export async function dialHub(url: string, authorities: string | undefined): Pro
     await once(socket, "secureConnect", `TLS with ${host}:${port}`);
     if (authorities !== undefined) {
       const der = socket.getPeerCertificate()?.raw as Uint8Array | undefined;
-      const checked = der ? checkCertificate(new X509Certificate(der).toString(), authorities, Date.now()) : undefined;
+      const checked = der
+        ? checkCertificate(new X509Certificate(der).toString(), authorities, Date.now())
+        : undefined;
       if (checked?.state !== "ok") {
-        throw new Error(`the certificate of ${host}:${port} was not accepted: ${checked?.reason ?? "it sent none"}; is a proxy ending TLS on the way?`);
+        throw new Error(
+          `the certificate of ${host}:${port} was not accepted: ${
+            checked?.reason ?? "it sent none"
+          }; is a proxy ending TLS on the way?`,
+        );
       }
     }
     return socket;
@@ -59,7 +65,9 @@ async function dialTcp(host: string, port: number): Promise<net.Socket> {
   const socket = await connect(proxyHost, Number(proxy.port || 80), `connecting to ${what}`);
   const target = `${host.includes(":") ? `[${host}]` : host}:${port}`;
   const user = proxy.username
-    ? `proxy-authorization: Basic ${btoa(`${decodeURIComponent(proxy.username)}:${decodeURIComponent(proxy.password)}`)}\r\n`
+    ? `proxy-authorization: Basic ${
+      btoa(`${decodeURIComponent(proxy.username)}:${decodeURIComponent(proxy.password)}`)
+    }\r\n`
     : "";
   socket.write(`CONNECT ${target} HTTP/1.1\r\nhost: ${target}\r\n${user}\r\n`);
   const head = await readHead(socket, what);
@@ -74,8 +82,14 @@ async function dialTcp(host: string, port: number): Promise<net.Socket> {
 export function proxyFor(host: string): URL | undefined {
   const text = Deno.env.get("HTTPS_PROXY") || Deno.env.get("https_proxy");
   if (!text) return undefined;
-  const excepted = (Deno.env.get("NO_PROXY") ?? Deno.env.get("no_proxy") ?? "").split(",").map((item) => item.trim()).filter(Boolean);
-  if (excepted.some((item) => item === "*" || item === host || host.endsWith(item.startsWith(".") ? item : `.${item}`))) return undefined;
+  const excepted = (Deno.env.get("NO_PROXY") ?? Deno.env.get("no_proxy") ?? "").split(",").map((item) =>
+    item.trim()
+  ).filter(Boolean);
+  if (
+    excepted.some((item) =>
+      item === "*" || item === host || host.endsWith(item.startsWith(".") ? item : `.${item}`)
+    )
+  ) return undefined;
   try {
     return new URL(text.includes("://") ? text : `http://${text}`);
   } catch {
@@ -107,10 +121,15 @@ function readHead(socket: net.Socket, what: string): Promise<string> {
       if (head.includes("\r\n\r\n")) {
         socket.pause();
         done();
-      } else if (head.length > proxyHeadBytesMax) done(new Error(`${what} answered with a head that is too long`));
+      } else if (head.length > proxyHeadBytesMax) {
+        done(new Error(`${what} answered with a head that is too long`));
+      }
     };
     const closed = () => done(new Error(`${what} closed the connection`));
-    const timer = setTimeout(() => done(new Error(`${what} did not answer within ${stepTimeoutMs} ms`)), stepTimeoutMs);
+    const timer = setTimeout(
+      () => done(new Error(`${what} did not answer within ${stepTimeoutMs} ms`)),
+      stepTimeoutMs,
+    );
     socket.on("data", data).on("error", done).on("close", closed);
   });
 }
@@ -126,7 +145,10 @@ function once(socket: net.Socket, event: string, what: string): Promise<void> {
     const ok = () => done();
     const failed = (error: Error) => done(new Error(`${what} failed: ${error.message}`));
     const closed = () => done(new Error(`${what} failed: the connection was closed`));
-    const timer = setTimeout(() => done(new Error(`${what} took longer than ${stepTimeoutMs} ms`)), stepTimeoutMs);
+    const timer = setTimeout(
+      () => done(new Error(`${what} took longer than ${stepTimeoutMs} ms`)),
+      stepTimeoutMs,
+    );
     socket.on(event, ok).on("error", failed).on("close", closed);
   });
 }

@@ -3,7 +3,12 @@
  * bounded before they are kept (lib/net/websocket.ts). Reading pauses while a message is being handled.
  */
 import { concat, text, utf8 } from "../core/bytes.ts";
-import { frameBytesMax, unprovedConnectionsMax, unprovedFrameBytesMax, unprovedTimeoutMs } from "../core/limits.ts";
+import {
+  frameBytesMax,
+  unprovedConnectionsMax,
+  unprovedFrameBytesMax,
+  unprovedTimeoutMs,
+} from "../core/limits.ts";
 import { acceptKey, encodeWebSocketFrame, WebSocketDecoder } from "../net/websocket.ts";
 
 const headBytesMax = 8 * 1024;
@@ -26,7 +31,9 @@ export interface ServerGuest {
 }
 export interface HubRoutes {
   /** Answers a plain request; undefined: 404. */
-  http(request: { method: string; path: string; body: Uint8Array; remote: string }): Promise<{ status: number; body: string; type: string } | undefined>;
+  http(
+    request: { method: string; path: string; body: Uint8Array; remote: string },
+  ): Promise<{ status: number; body: string; type: string } | undefined>;
   /** Takes a WebSocket; undefined: too many guests. */
   connect(socket: ServerSocket): ServerGuest | undefined;
 }
@@ -37,9 +44,17 @@ export interface HubListener {
   stop(): void;
 }
 
-export function listenHub(options: { hostname: string; port: number; certificate: string; key: string }, routes: HubRoutes): HubListener {
+export function listenHub(
+  options: { hostname: string; port: number; certificate: string; key: string },
+  routes: HubRoutes,
+): HubListener {
   const listener = Deno.listenTls({
-    hostname: options.hostname, port: options.port, cert: options.certificate, key: options.key, reusePort: true, alpnProtocols: ["http/1.1"],
+    hostname: options.hostname,
+    port: options.port,
+    cert: options.certificate,
+    key: options.key,
+    reusePort: true,
+    alpnProtocols: ["http/1.1"],
   });
   let open = 0;
   (async () => {
@@ -79,9 +94,13 @@ async function serve(conn: Deno.TlsConn, routes: HubRoutes, settled: () => void)
         clearTimeout(deadline);
         return await webSocket(conn, headers.get("sec-websocket-key") ?? "", rest, remote, routes, settle);
       }
-      const answer = await routes.http({ method, path, body, remote }) ?? { status: 404, body: "not found\n", type: "text/plain" };
+      const answer = await routes.http({ method, path, body, remote }) ??
+        { status: 404, body: "not found\n", type: "text/plain" };
       const content = utf8(answer.body);
-      const head = `HTTP/1.1 ${answer.status} ${answer.status === 200 ? "OK" : "Refused"}\r\ncontent-type: ${answer.type}\r\n` +
+      const head =
+        `HTTP/1.1 ${answer.status} ${
+          answer.status === 200 ? "OK" : "Refused"
+        }\r\ncontent-type: ${answer.type}\r\n` +
         `content-length: ${content.length}\r\ndate: ${new Date().toUTCString()}\r\nconnection: close\r\n\r\n`;
       await writeAll(conn, concat([utf8(head), content]));
       return;
@@ -123,12 +142,26 @@ async function readRequest(conn: Deno.TlsConn): Promise<Request | undefined> {
   const length = Number(headers.get("content-length") ?? 0);
   if (!(length >= 0 && length <= bodyBytesMax)) return undefined;
   while (data.length < length) if (!(await more())) return undefined;
-  return { method, path: path.split("?")[0] ?? "", headers, body: data.subarray(0, length), rest: data.subarray(length) };
+  return {
+    method,
+    path: path.split("?")[0] ?? "",
+    headers,
+    body: data.subarray(0, length),
+    rest: data.subarray(length),
+  };
 }
 
-async function webSocket(conn: Deno.TlsConn, key: string, first: Uint8Array, remote: string, routes: HubRoutes, settle: () => void): Promise<void> {
+async function webSocket(
+  conn: Deno.TlsConn,
+  key: string,
+  first: Uint8Array,
+  remote: string,
+  routes: HubRoutes,
+  settle: () => void,
+): Promise<void> {
   const queue: Uint8Array<ArrayBuffer>[] = [];
   let unsent = 0, closing = false, writing = false;
+  // deno-lint-ignore prefer-const -- `post` reads it before it is there
   let guest: ServerGuest | undefined;
   const flush = async () => {
     if (writing) return;
@@ -169,7 +202,13 @@ async function webSocket(conn: Deno.TlsConn, key: string, first: Uint8Array, rem
       setTimeout(() => close(conn), 2000);
     },
   };
-  post(utf8(`HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: ${acceptKey(key)}\r\n\r\n`));
+  post(
+    utf8(
+      `HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\nsec-websocket-accept: ${
+        acceptKey(key)
+      }\r\n\r\n`,
+    ),
+  );
   guest = routes.connect(socket);
   if (!guest) return socket.close("too many connections without proof, try again");
   const decoder = new WebSocketDecoder();

@@ -46,7 +46,9 @@ export function kubeHttp(connection: KubeConnection): HttpSend {
   let tokenRead: { token: string; readMs: number } | undefined;
 
   const prepare = async (): Promise<{ client: Deno.HttpClient; authorization: string | undefined }> => {
-    if (connection.exec && (!credential || Date.now() > (credential.expiresMs ?? Infinity) - credentialEarlyMs)) {
+    if (
+      connection.exec && (!credential || Date.now() > (credential.expiresMs ?? Infinity) - credentialEarlyMs)
+    ) {
       const before = credential?.clientCertificate;
       credential = await runExec(connection);
       if (client && credential.clientCertificate !== before) {
@@ -76,7 +78,12 @@ export function kubeHttp(connection: KubeConnection): HttpSend {
     const signals: AbortSignal[] = [];
     if (request.signal) signals.push(request.signal);
     if (request.timeoutMs !== undefined) signals.push(AbortSignal.timeout(request.timeoutMs));
-    const init: RequestInit & { client: Deno.HttpClient } = { method: request.method, headers, client, redirect: "manual" };
+    const init: RequestInit & { client: Deno.HttpClient } = {
+      method: request.method,
+      headers,
+      client,
+      redirect: "manual",
+    };
     if (request.body !== undefined) init.body = request.body;
     const [only] = signals;
     if (only) init.signal = signals.length === 1 ? only : AbortSignal.any(signals);
@@ -118,8 +125,12 @@ async function runExec(connection: KubeConnection): Promise<ExecCredential> {
     }).output();
   } catch (error) {
     const hint = plugin.installHint ? `\n${plugin.installHint}` : "";
-    throw new UserError(`Cannot run credential plug-in ${plugin.command} of ${connection.source}: ${String(error)}${hint}`);
+    throw new UserError(
+      `Cannot run credential plug-in ${plugin.command} of ${connection.source}: ${String(error)}${hint}`,
+    );
   }
-  if (!output.success) throw new UserError(`Credential plug-in ${plugin.command} ended with code ${output.code}`);
+  if (!output.success) {
+    throw new UserError(`Credential plug-in ${plugin.command} ended with code ${output.code}`);
+  }
   return readExecCredential(plugin, new TextDecoder().decode(output.stdout));
 }

@@ -28,8 +28,12 @@ export interface NodeStream {
 }
 export interface KubeletPortHandlers {
   /** The caller's right: a refusal is {status, message}. */
-  judge(request: { method: string; path: string; certificate: Caller | undefined; bearer: string | undefined }): Promise<{ status: number; message: string } | undefined>;
-  open(request: { method: string; target: string; headers: [string, string][] }): NodeStream | { status: number; message: string };
+  judge(
+    request: { method: string; path: string; certificate: Caller | undefined; bearer: string | undefined },
+  ): Promise<{ status: number; message: string } | undefined>;
+  open(
+    request: { method: string; target: string; headers: [string, string][] },
+  ): NodeStream | { status: number; message: string };
 }
 
 export interface KubeletPort {
@@ -37,7 +41,11 @@ export interface KubeletPort {
 }
 
 /** Whether the certificate is of one of the CAs and in force; exported for the test with the resumption attack. */
-export function certificateHolds(raw: Uint8Array | undefined, authorities: X509Certificate[], nowMs: number): boolean {
+export function certificateHolds(
+  raw: Uint8Array | undefined,
+  authorities: X509Certificate[],
+  nowMs: number,
+): boolean {
   if (!raw) return false;
   const certificate = new X509Certificate(raw);
   return authorities.some((ca) => certificate.checkIssued(ca) && certificate.verify(ca.publicKey)) &&
@@ -51,7 +59,11 @@ export function listenKubelet(
   const pems = options.clientCa.match(/-----BEGIN CERTIFICATE-----[\s\S]*?-----END CERTIFICATE-----/g) ?? [];
   const authorities = pems.map((pem) => new X509Certificate(pem));
   const server = https.createServer({
-    key: options.key, cert: options.certificate, ca: pems, requestCert: true, rejectUnauthorized: false,
+    key: options.key,
+    cert: options.certificate,
+    ca: pems,
+    requestCert: true,
+    rejectUnauthorized: false,
   });
   server.maxConnections = connectionsMax;
   const sockets = new Set<Duplex>();
@@ -62,12 +74,22 @@ export function listenKubelet(
     socket.on("error", () => {});
     const peer = socket.getPeerCertificate();
     const raw = peer?.raw as Uint8Array | undefined;
-    callers.set(socket, socket.authorized && certificateHolds(raw, authorities, Date.now()) && raw ? callerOf(new X509Certificate(raw)) : undefined);
+    callers.set(
+      socket,
+      socket.authorized && certificateHolds(raw, authorities, Date.now()) && raw
+        ? callerOf(new X509Certificate(raw))
+        : undefined,
+    );
   });
   const judge = (request: IncomingMessage) => {
     const bearer = /^Bearer (.+)$/.exec(request.headers.authorization ?? "")?.[1];
     const path = (request.url ?? "/").split("?")[0] ?? "/";
-    return handlers.judge({ method: request.method ?? "GET", path, certificate: callers.get(request.socket), bearer });
+    return handlers.judge({
+      method: request.method ?? "GET",
+      path,
+      certificate: callers.get(request.socket),
+      bearer,
+    });
   };
   server.on("request", (request: IncomingMessage, response: ServerResponse) => {
     plain(request, response, judge, handlers).catch((error: unknown) => {
@@ -95,9 +117,19 @@ export function listenKubelet(
 
 type Judge = (request: IncomingMessage) => Promise<{ status: number; message: string } | undefined>;
 
-async function plain(request: IncomingMessage, response: ServerResponse, judge: Judge, handlers: KubeletPortHandlers): Promise<void> {
+async function plain(
+  request: IncomingMessage,
+  response: ServerResponse,
+  judge: Judge,
+  handlers: KubeletPortHandlers,
+): Promise<void> {
   const refusal = await judge(request);
-  const stream = refusal ?? handlers.open({ method: request.method ?? "GET", target: request.url ?? "/", headers: headersOf(request, false) });
+  const stream = refusal ??
+    handlers.open({
+      method: request.method ?? "GET",
+      target: request.url ?? "/",
+      headers: headersOf(request, false),
+    });
   if (!("readable" in stream)) {
     response.writeHead(stream.status, { "content-type": "text/plain; charset=utf-8" });
     response.end(stream.message + "\n");
@@ -118,15 +150,28 @@ async function plain(request: IncomingMessage, response: ServerResponse, judge: 
   response.end();
 }
 
-async function upgrade(request: IncomingMessage, socket: Duplex, first: Buffer, judge: Judge, handlers: KubeletPortHandlers): Promise<void> {
+async function upgrade(
+  request: IncomingMessage,
+  socket: Duplex,
+  first: Buffer,
+  judge: Judge,
+  handlers: KubeletPortHandlers,
+): Promise<void> {
   socket.on("error", () => {});
   socket.pause();
   const refusal = await judge(request);
-  const stream = refusal ?? handlers.open({ method: request.method ?? "GET", target: request.url ?? "/", headers: headersOf(request, true) });
+  const stream = refusal ??
+    handlers.open({
+      method: request.method ?? "GET",
+      target: request.url ?? "/",
+      headers: headersOf(request, true),
+    });
   if (!("readable" in stream)) return refuse(socket, stream.status, stream.message);
   const head = await stream.head;
   const lines = head.headers.map(([name, value]) => `${name}: ${value}\r\n`).join("");
-  socket.write(`HTTP/1.1 ${head.status} ${head.status === 101 ? "Switching Protocols" : "Refused"}\r\n${lines}\r\n`);
+  socket.write(
+    `HTTP/1.1 ${head.status} ${head.status === 101 ? "Switching Protocols" : "Refused"}\r\n${lines}\r\n`,
+  );
   socket.on("close", () => stream.reset("the client went away"));
   const writer = stream.writable.getWriter();
   if (first.length > 0) await writer.write(new Uint8Array(first));
@@ -146,7 +191,16 @@ async function upgrade(request: IncomingMessage, socket: Duplex, first: Buffer, 
   }
 }
 
-const hopByHop = new Set(["connection", "keep-alive", "transfer-encoding", "te", "trailer", "proxy-authorization", "authorization", "upgrade"]);
+const hopByHop = new Set([
+  "connection",
+  "keep-alive",
+  "transfer-encoding",
+  "te",
+  "trailer",
+  "proxy-authorization",
+  "authorization",
+  "upgrade",
+]);
 
 /** The caller's credentials stay here: the edge is given the request, not who may make it. */
 function headersOf(request: IncomingMessage, upgrading: boolean): [string, string][] {
@@ -160,12 +214,21 @@ function headersOf(request: IncomingMessage, upgrading: boolean): [string, strin
 }
 
 function refuse(socket: Duplex, status: number, message: string): void {
-  const reason = { 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 503: "Service Unavailable" }[status] ?? "Error";
-  socket.end(`HTTP/1.1 ${status} ${reason}\r\ncontent-type: text/plain\r\ncontent-length: ${new TextEncoder().encode(message).length}\r\nconnection: close\r\n\r\n${message}`);
+  const reason =
+    { 401: "Unauthorized", 403: "Forbidden", 404: "Not Found", 503: "Service Unavailable" }[status] ??
+      "Error";
+  socket.end(
+    `HTTP/1.1 ${status} ${reason}\r\ncontent-type: text/plain\r\ncontent-length: ${
+      new TextEncoder().encode(message).length
+    }\r\nconnection: close\r\n\r\n${message}`,
+  );
 }
 
 function callerOf(certificate: X509Certificate): Caller {
   const names = certificate.subject.split("\n");
   const groups = names.filter((name) => name.startsWith("O=")).map((name) => name.slice(2));
-  return { username: names.find((name) => name.startsWith("CN="))?.slice(3) ?? "", groups: [...groups, "system:authenticated"] };
+  return {
+    username: names.find((name) => name.startsWith("CN="))?.slice(3) ?? "",
+    groups: [...groups, "system:authenticated"],
+  };
 }

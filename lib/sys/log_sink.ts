@@ -1,5 +1,5 @@
 /** Log records to standard error, one line each. */
-import { type LogSink, jsonLine, textLine } from "../core/log.ts";
+import { jsonLine, type LogSink, textLine } from "../core/log.ts";
 
 export function logSink(format: "text" | "json"): LogSink {
   const encoder = new TextEncoder();

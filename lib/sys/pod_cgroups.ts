@@ -18,7 +18,9 @@ export function podCgroups(root: string): PodCgroups {
     async remove({ uid }) {
       if (!/^[\w-]+$/.test(uid)) return;
       for (const hierarchy of cgroupHierarchies()) {
-        for (const qos of ["", "/burstable", "/besteffort"]) await removeCgroup(`${hierarchy}${root}${qos}/pod${uid}`);
+        for (const qos of ["", "/burstable", "/besteffort"]) {
+          await removeCgroup(`${hierarchy}${root}${qos}/pod${uid}`);
+        }
       }
     },
   };
@@ -27,7 +29,9 @@ export function podCgroups(root: string): PodCgroups {
 /** Children first; a cgroup that is not there is removed already. */
 async function removeCgroup(path: string): Promise<void> {
   try {
-    for (const { name, isDirectory } of Deno.readDirSync(path)) if (isDirectory) await removeCgroup(`${path}/${name}`);
+    for (const { name, isDirectory } of Deno.readDirSync(path)) {
+      if (isDirectory) await removeCgroup(`${path}/${name}`);
+    }
   } catch (error) {
     if (error instanceof Deno.errors.NotFound) return;
     throw error;

@@ -26,7 +26,9 @@ export const podFiles: PodFiles = {
       await file.seek(Math.max(0, size - bytesMax), Deno.SeekMode.Start);
       const bytes = new Uint8Array(Math.min(size, bytesMax));
       let filled = 0;
-      for (let count; filled < bytes.length && (count = await file.read(bytes.subarray(filled))) !== null;) filled += count;
+      for (let count; filled < bytes.length && (count = await file.read(bytes.subarray(filled))) !== null;) {
+        filled += count;
+      }
       return new TextDecoder().decode(bytes.subarray(0, filled));
     } catch (error) {
       if (error instanceof Deno.errors.NotFound) return undefined;
@@ -87,7 +89,9 @@ async function payload(directory: string, files: PayloadFile[], gid: number | un
   for (const file of files) {
     const path = `${directory}/${next}/${file.path}`;
     const parts = file.path.split("/").slice(0, -1);
-    for (let depth = 1; depth <= parts.length; depth++) await make(`${directory}/${next}/${parts.slice(0, depth).join("/")}`);
+    for (let depth = 1; depth <= parts.length; depth++) {
+      await make(`${directory}/${next}/${parts.slice(0, depth).join("/")}`);
+    }
     // With an fsGroup its members may read (pkg/volume: SetVolumeOwnership).
     const mode = gid === undefined ? file.mode : file.mode | 0o040 | ((file.mode & 0o100) >> 3);
     await Deno.writeFile(path, file.data, { mode });
@@ -122,7 +126,9 @@ async function holds(directory: string, files: PayloadFile[]): Promise<boolean> 
     await walk("");
     if (names.length !== files.length) return false;
     for (const file of files) {
-      if (!names.includes(file.path) || !equal(await Deno.readFile(`${directory}/${file.path}`), file.data)) return false;
+      if (!names.includes(file.path) || !equal(await Deno.readFile(`${directory}/${file.path}`), file.data)) {
+        return false;
+      }
     }
     return true;
   } catch {
@@ -163,7 +169,12 @@ async function unmount(path: string): Promise<void> {
   await run("umount", ["-l", path]);
 }
 async function run(program: string, args: string[]): Promise<void> {
-  const { success, stderr } = await new Deno.Command(program, { args, stdin: "null", stdout: "null", stderr: "piped" }).output()
+  const { success, stderr } = await new Deno.Command(program, {
+    args,
+    stdin: "null",
+    stdout: "null",
+    stderr: "piped",
+  }).output()
     .catch((error: unknown) => {
       throw new Error(`cannot run ${program}: ${errorText(error)}`);
     });

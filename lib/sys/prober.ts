@@ -16,7 +16,12 @@ export const prober: Prober = {
         resolve(result);
       };
       // A probe asks whether the container serves, not who it is: the kubelet does not check certificates here.
-      const options = { method: "GET", headers: grouped(headers), agent: false, ...(secure ? { rejectUnauthorized: false } : {}) };
+      const options = {
+        method: "GET",
+        headers: grouped(headers),
+        agent: false,
+        ...(secure ? { rejectUnauthorized: false } : {}),
+      };
       const request = (secure ? https : http).request(url, options, (response) => {
         let body = "";
         response.on("data", (chunk: Uint8Array) => {
@@ -31,14 +36,19 @@ export const prober: Prober = {
         response.on("end", finish);
       });
       request.on("error", (error: Error) => done({ ok: false, output: `Get "${url}": ${error.message}` }));
-      const timer = setTimeout(() => done({ ok: false, output: `Get "${url}": context deadline exceeded` }), timeoutMs);
+      const timer = setTimeout(
+        () => done({ ok: false, output: `Get "${url}": context deadline exceeded` }),
+        timeoutMs,
+      );
       request.end();
     });
   },
 
   async tcp(host, port, timeoutMs) {
     try {
-      (await Deno.connect({ hostname: host, port, signal: AbortSignal.timeout(timeoutMs) } as Deno.ConnectOptions)).close();
+      (await Deno.connect(
+        { hostname: host, port, signal: AbortSignal.timeout(timeoutMs) } as Deno.ConnectOptions,
+      )).close();
       return { ok: true, output: "" };
     } catch (error) {
       const message = error instanceof Error ? error.message : String(error);

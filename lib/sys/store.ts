@@ -21,7 +21,9 @@ export async function openStore(path: string): Promise<StorePort> {
   };
   worker.onerror = (event) => {
     event.preventDefault();
-    for (const request of waiting.values()) request.reject(new Error(`the store's worker failed: ${event.message}`));
+    for (const request of waiting.values()) {
+      request.reject(new Error(`the store's worker failed: ${event.message}`));
+    }
     waiting.clear();
   };
   const ask = (request: Ask): Promise<Ok> =>
@@ -35,7 +37,9 @@ export async function openStore(path: string): Promise<StorePort> {
     opened = await ask({ open: path });
   } catch (error) {
     worker.terminate();
-    throw new UserError(`Cannot open the store ${path}: ${error instanceof Error ? error.message : String(error)}`);
+    throw new UserError(
+      `Cannot open the store ${path}: ${error instanceof Error ? error.message : String(error)}`,
+    );
   }
   return {
     damaged: opened.damaged,

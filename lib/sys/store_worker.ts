@@ -3,11 +3,15 @@
 import { DatabaseSync } from "node:sqlite";
 import type { StoreContents, StoreWrite } from "../edge/store/port.ts";
 
-export type StoreRequest = { id: number } & ({ open: string } | { commit: StoreWrite[] } | { load: true } | { close: true });
-export type StoreAnswer = { id: number } & (
-  | { ok: { damaged?: string; bytes?: number; contents?: StoreContents } }
-  | { error: string }
-);
+export type StoreRequest =
+  & { id: number }
+  & ({ open: string } | { commit: StoreWrite[] } | { load: true } | { close: true });
+export type StoreAnswer =
+  & { id: number }
+  & (
+    | { ok: { damaged?: string; bytes?: number; contents?: StoreContents } }
+    | { error: string }
+  );
 
 /** Layout of the file; a newer one is refused rather than misread. */
 const schemaVersion = 1;
@@ -52,7 +56,9 @@ function prepare(file: string): DatabaseSync {
   if (check.quick_check !== "ok") throw new Error(`quick_check: ${check.quick_check}`);
   const { user_version: version } = db.prepare("PRAGMA user_version").get() as { user_version: number };
   if (version > schemaVersion) {
-    throw new SchemaError(`the store ${file} was written by a newer kubeedge (layout ${version}, this one knows ${schemaVersion}); upgrade this one`);
+    throw new SchemaError(
+      `the store ${file} was written by a newer kubeedge (layout ${version}, this one knows ${schemaVersion}); upgrade this one`,
+    );
   }
   db.exec(`
     CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -80,7 +86,13 @@ function apply(db: DatabaseSync, write: StoreWrite): void {
   switch (write.write) {
     case "object": {
       const { kind, key, uid, version, json } = write.row;
-      db.prepare("INSERT OR REPLACE INTO objects (kind, key, uid, version, json) VALUES (?, ?, ?, ?, ?)").run(kind, key, uid, version, json ?? null);
+      db.prepare("INSERT OR REPLACE INTO objects (kind, key, uid, version, json) VALUES (?, ?, ?, ?, ?)").run(
+        kind,
+        key,
+        uid,
+        version,
+        json ?? null,
+      );
       return;
     }
     case "drop":
@@ -88,7 +100,12 @@ function apply(db: DatabaseSync, write: StoreWrite): void {
       return;
     case "report": {
       const { slot, id, acknowledged, report } = write.row;
-      db.prepare("INSERT OR REPLACE INTO reports (slot, id, acknowledged, report) VALUES (?, ?, ?, ?)").run(slot, id, acknowledged ? 1 : 0, report);
+      db.prepare("INSERT OR REPLACE INTO reports (slot, id, acknowledged, report) VALUES (?, ?, ?, ?)").run(
+        slot,
+        id,
+        acknowledged ? 1 : 0,
+        report,
+      );
       return;
     }
     case "acknowledged":
@@ -105,10 +122,16 @@ function apply(db: DatabaseSync, write: StoreWrite): void {
 
 function load(db: DatabaseSync): StoreContents {
   const rows = <T>(sql: string) => db.prepare(sql).all() as T[];
-  const objects = rows<{ kind: string; key: string; uid: string; version: string; json: Uint8Array | null }>("SELECT * FROM objects");
-  const reports = rows<{ slot: string; id: number; acknowledged: number; report: string }>("SELECT * FROM reports ORDER BY id");
+  const objects = rows<{ kind: string; key: string; uid: string; version: string; json: Uint8Array | null }>(
+    "SELECT * FROM objects",
+  );
+  const reports = rows<{ slot: string; id: number; acknowledged: number; report: string }>(
+    "SELECT * FROM reports ORDER BY id",
+  );
   return {
-    meta: Object.fromEntries(rows<{ key: string; value: string }>("SELECT * FROM meta").map(({ key, value }) => [key, value])),
+    meta: Object.fromEntries(
+      rows<{ key: string; value: string }>("SELECT * FROM meta").map(({ key, value }) => [key, value]),
+    ),
     objects: objects.map(({ json, ...row }) => ({ ...row, json: json ?? undefined })),
     reports: reports.map(({ acknowledged, ...row }) => ({ ...row, acknowledged: acknowledged !== 0 })),
   };
@@ -123,7 +146,8 @@ function bytes(): number {
 }
 
 self.onmessage = ({ data }: MessageEvent<StoreRequest>) => {
-  const answer = (ok: { damaged?: string; bytes?: number; contents?: StoreContents }) => self.postMessage({ id: data.id, ok } satisfies StoreAnswer);
+  const answer = (ok: { damaged?: string; bytes?: number; contents?: StoreContents }) =>
+    self.postMessage({ id: data.id, ok } satisfies StoreAnswer);
   try {
     if ("open" in data) {
       const damaged = open(data.open);
@@ -138,6 +162,8 @@ self.onmessage = ({ data }: MessageEvent<StoreRequest>) => {
     database.close();
     answer({});
   } catch (error) {
-    self.postMessage({ id: data.id, error: error instanceof Error ? error.message : String(error) } satisfies StoreAnswer);
+    self.postMessage(
+      { id: data.id, error: error instanceof Error ? error.message : String(error) } satisfies StoreAnswer,
+    );
   }
 };

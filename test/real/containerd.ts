@@ -12,7 +12,12 @@ export function networkConfig(dir: string): string {
         bridge: "cni0",
         isGateway: true,
         ipMasq: true,
-        ipam: { type: "host-local", dataDir: `${dir}/ipam`, ranges: [[{ subnet: "10.88.0.0/16" }]], routes: [{ dst: "0.0.0.0/0" }] },
+        ipam: {
+          type: "host-local",
+          dataDir: `${dir}/ipam`,
+          ranges: [[{ subnet: "10.88.0.0/16" }]],
+          routes: [{ dst: "0.0.0.0/0" }],
+        },
       },
       { type: "portmap", capabilities: { portMappings: true } },
     ],

@@ -49,19 +49,46 @@ const json = (value: unknown) => new TextEncoder().encode(JSON.stringify(value))
 
 /** An OCI-layout archive, as `ctr images import` takes it. */
 function image(name: string, entries: Entry[], config: unknown): Uint8Array {
-  const layer = tar([...["tmp/", "etc/", "dev/", "proc/", "sys/"].map((path) => ({ path, mode: path === "tmp/" ? 0o1777 : 0o755 })), ...entries]);
+  const layer = tar([
+    ...["tmp/", "etc/", "dev/", "proc/", "sys/"].map((path) => ({
+      path,
+      mode: path === "tmp/" ? 0o1777 : 0o755,
+    })),
+    ...entries,
+  ]);
   const architecture = Deno.build.arch === "aarch64" ? "arm64" : "amd64";
-  const settings = json({ architecture, os: "linux", config, rootfs: { type: "layers", diff_ids: [`sha256:${sha256(layer)}`] } });
-  const blob = (type: string, bytes: Uint8Array) => ({ mediaType: `application/vnd.oci.image.${type}`, digest: `sha256:${sha256(bytes)}`, size: bytes.length });
-  const manifest = json({ schemaVersion: 2, mediaType: "application/vnd.oci.image.manifest.v1+json", config: blob("config.v1+json", settings), layers: [blob("layer.v1.tar", layer)] });
+  const settings = json({
+    architecture,
+    os: "linux",
+    config,
+    rootfs: { type: "layers", diff_ids: [`sha256:${sha256(layer)}`] },
+  });
+  const blob = (type: string, bytes: Uint8Array) => ({
+    mediaType: `application/vnd.oci.image.${type}`,
+    digest: `sha256:${sha256(bytes)}`,
+    size: bytes.length,
+  });
+  const manifest = json({
+    schemaVersion: 2,
+    mediaType: "application/vnd.oci.image.manifest.v1+json",
+    config: blob("config.v1+json", settings),
+    layers: [blob("layer.v1.tar", layer)],
+  });
   const index = json({
     schemaVersion: 2,
-    manifests: [{ ...blob("manifest.v1+json", manifest), annotations: { "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name } }],
+    manifests: [{
+      ...blob("manifest.v1+json", manifest),
+      annotations: { "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name },
+    }],
   });
   return tar([
     { path: "oci-layout", mode: 0o644, data: json({ imageLayoutVersion: "1.0.0" }) },
     { path: "index.json", mode: 0o644, data: index },
-    ...[layer, settings, manifest].map((data) => ({ path: `blobs/sha256/${sha256(data)}`, mode: 0o644, data })),
+    ...[layer, settings, manifest].map((data) => ({
+      path: `blobs/sha256/${sha256(data)}`,
+      mode: 0o644,
+      data,
+    })),
   ]);
 }
 
@@ -71,14 +98,28 @@ export const busyboxImage = "docker.io/library/busybox:1";
 /** Archives of the images that every node has, by name. */
 export async function nodeImages(): Promise<Map<string, Uint8Array>> {
   const busybox = await Deno.readFile("/bin/busybox"), catatonit = await Deno.readFile("/usr/bin/catatonit");
-  const applets = new TextDecoder().decode((await new Deno.Command("/bin/busybox", { args: ["--list"] }).output()).stdout).trim().split("\n");
-  const links = applets.filter((name) => name !== "busybox").map((name) => ({ path: `bin/${name}`, mode: 0o777, link: "busybox" }));
+  const applets = new TextDecoder().decode(
+    (await new Deno.Command("/bin/busybox", { args: ["--list"] }).output()).stdout,
+  ).trim().split("\n");
+  const links = applets.filter((name) => name !== "busybox").map((name) => ({
+    path: `bin/${name}`,
+    mode: 0o777,
+    link: "busybox",
+  }));
   const passwd = new TextEncoder().encode("root:x:0:0:root:/root:/bin/sh\n");
   return new Map([
-    [pauseImage, image(pauseImage, [{ path: "pause", mode: 0o755, data: catatonit }], { Entrypoint: ["/pause", "-P"] })],
+    [
+      pauseImage,
+      image(pauseImage, [{ path: "pause", mode: 0o755, data: catatonit }], { Entrypoint: ["/pause", "-P"] }),
+    ],
     [
       busyboxImage,
-      image(busyboxImage, [{ path: "bin/", mode: 0o755 }, { path: "bin/busybox", mode: 0o755, data: busybox }, { path: "etc/passwd", mode: 0o644, data: passwd }, ...links], {
+      image(busyboxImage, [
+        { path: "bin/", mode: 0o755 },
+        { path: "bin/busybox", mode: 0o755, data: busybox },
+        { path: "etc/passwd", mode: 0o644, data: passwd },
+        ...links,
+      ], {
         Cmd: ["sh"],
         Env: ["PATH=/bin"],
       }),

@@ -8,38 +8,100 @@ interface Leaf {
   addresses?: string[];
 }
 
-export async function makePki(dir: string, { address, server }: { address: string; server: string }): Promise<void> {
+export async function makePki(
+  dir: string,
+  { address, server }: { address: string; server: string },
+): Promise<void> {
   await Deno.mkdir(dir, { recursive: true });
   const at = (name: string) => `${dir}/${name}`;
-  const key = (name: string) => must(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", at(`${name}.key`)]);
+  const key = (name: string) =>
+    must(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", at(`${name}.key`)]);
   for (const ca of ["ca", "front"]) {
     await key(ca);
     await must([
-      "openssl", "req", "-x509", "-new", "-key", at(`${ca}.key`), "-subj", `/CN=${ca}`, "-days", "3650", "-out", at(`${ca}.crt`),
-      "-addext", "keyUsage=critical,keyCertSign,cRLSign,digitalSignature",
+      "openssl",
+      "req",
+      "-x509",
+      "-new",
+      "-key",
+      at(`${ca}.key`),
+      "-subj",
+      `/CN=${ca}`,
+      "-days",
+      "3650",
+      "-out",
+      at(`${ca}.crt`),
+      "-addext",
+      "keyUsage=critical,keyCertSign,cRLSign,digitalSignature",
     ]);
   }
   await must(["openssl", "genrsa", "-out", at("sa.key"), "2048"]);
   await must(["openssl", "rsa", "-in", at("sa.key"), "-pubout", "-out", at("sa.pub")]);
-  const names = ["DNS:localhost", "DNS:kubernetes", "DNS:kubernetes.default", "DNS:kubernetes.default.svc", "DNS:kubernetes.default.svc.cluster.local"];
-  await makeLeaf(dir, { name: "apiserver", subject: "/CN=kube-apiserver", addresses: [...names, `IP:${address}`, "IP:127.0.0.1", "IP:10.96.0.1"] });
-  await makeLeaf(dir, { name: "apiserver-kubelet", subject: "/O=system:masters/CN=kube-apiserver-kubelet-client" });
+  const names = [
+    "DNS:localhost",
+    "DNS:kubernetes",
+    "DNS:kubernetes.default",
+    "DNS:kubernetes.default.svc",
+    "DNS:kubernetes.default.svc.cluster.local",
+  ];
+  await makeLeaf(dir, {
+    name: "apiserver",
+    subject: "/CN=kube-apiserver",
+    addresses: [...names, `IP:${address}`, "IP:127.0.0.1", "IP:10.96.0.1"],
+  });
+  await makeLeaf(dir, {
+    name: "apiserver-kubelet",
+    subject: "/O=system:masters/CN=kube-apiserver-kubelet-client",
+  });
   await makeKubeconfig(dir, server, { name: "admin", subject: "/O=system:masters/CN=admin" });
-  await makeKubeconfig(dir, server, { name: "controller-manager", subject: "/CN=system:kube-controller-manager" });
+  await makeKubeconfig(dir, server, {
+    name: "controller-manager",
+    subject: "/CN=system:kube-controller-manager",
+  });
   await makeKubeconfig(dir, server, { name: "scheduler", subject: "/CN=system:kube-scheduler" });
 }
 
 /** A client certificate of the cluster's CA (a server's, where addresses are given). */
-export async function makeLeaf(dir: string, { name, subject, ca = "ca", addresses = [] }: Leaf): Promise<void> {
+export async function makeLeaf(
+  dir: string,
+  { name, subject, ca = "ca", addresses = [] }: Leaf,
+): Promise<void> {
   const at = (file: string) => `${dir}/${file}`;
   await must(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", at(`${name}.key`)]);
-  await must(["openssl", "req", "-new", "-key", at(`${name}.key`), "-subj", subject, "-out", at(`${name}.csr`)]);
+  await must([
+    "openssl",
+    "req",
+    "-new",
+    "-key",
+    at(`${name}.key`),
+    "-subj",
+    subject,
+    "-out",
+    at(`${name}.csr`),
+  ]);
   const usage = addresses.length > 0 ? "serverAuth" : "clientAuth";
   const san = addresses.length > 0 ? `subjectAltName=${addresses.join(",")}\n` : "";
-  await Deno.writeTextFile(at(`${name}.ext`), `keyUsage=critical,digitalSignature\nextendedKeyUsage=${usage}\n${san}`);
+  await Deno.writeTextFile(
+    at(`${name}.ext`),
+    `keyUsage=critical,digitalSignature\nextendedKeyUsage=${usage}\n${san}`,
+  );
   await must([
-    "openssl", "x509", "-req", "-in", at(`${name}.csr`), "-CA", at(`${ca}.crt`), "-CAkey", at(`${ca}.key`), "-CAcreateserial", "-days", "3650",
-    "-extfile", at(`${name}.ext`), "-out", at(`${name}.crt`),
+    "openssl",
+    "x509",
+    "-req",
+    "-in",
+    at(`${name}.csr`),
+    "-CA",
+    at(`${ca}.crt`),
+    "-CAkey",
+    at(`${ca}.key`),
+    "-CAcreateserial",
+    "-days",
+    "3650",
+    "-extfile",
+    at(`${name}.ext`),
+    "-out",
+    at(`${name}.crt`),
   ]);
 }
 

@@ -40,7 +40,13 @@ export async function cleanUp(): Promise<void> {
 export function start(command: string[], options: { log: string; env?: Record<string, string> }): Program {
   const [program = "", ...args] = command;
   const file = Deno.openSync(options.log, { append: true, create: true });
-  const child = new Deno.Command(program, { args, env: options.env ?? {}, stdin: "null", stdout: "piped", stderr: "piped" }).spawn();
+  const child = new Deno.Command(program, {
+    args,
+    env: options.env ?? {},
+    stdin: "null",
+    stdout: "piped",
+    stderr: "piped",
+  }).spawn();
   let alive = true;
   let left = 2;
   for (const stream of [child.stdout, child.stderr]) {
@@ -67,7 +73,10 @@ export interface Output {
 }
 
 /** Runs a program to its end. */
-export async function run(command: string[], options: { env?: Record<string, string>; stdin?: Uint8Array; timeoutMs?: number } = {}): Promise<Output> {
+export async function run(
+  command: string[],
+  options: { env?: Record<string, string>; stdin?: Uint8Array; timeoutMs?: number } = {},
+): Promise<Output> {
   const [program = "", ...args] = command;
   const child = new Deno.Command(program, {
     args,
@@ -90,7 +99,11 @@ export async function run(command: string[], options: { env?: Record<string, str
 /** Throws with everything that it said when it fails. */
 export async function must(command: string[], options: Parameters<typeof run>[1] = {}): Promise<string> {
   const { code, stdout, stderr } = await run(command, options);
-  if (code !== 0) throw new Error(`${command.join(" ").slice(0, 200)} ended with ${code}: ${stderr.trim() || stdout.trim()}`);
+  if (code !== 0) {
+    throw new Error(
+      `${command.join(" ").slice(0, 200)} ended with ${code}: ${stderr.trim() || stdout.trim()}`,
+    );
+  }
   return stdout;
 }
 
@@ -99,7 +112,11 @@ export function sleep(ms: number): Promise<void> {
 }
 
 /** Asks again until it is true (or returns a value); throws with the last error after `timeoutMs`. */
-export async function until<T>(what: string, timeoutMs: number, ask: () => Promise<T | false | undefined> | T | false | undefined): Promise<T> {
+export async function until<T>(
+  what: string,
+  timeoutMs: number,
+  ask: () => Promise<T | false | undefined> | T | false | undefined,
+): Promise<T> {
   const endMs = performance.now() + timeoutMs;
   let last = "";
   for (;;) {
@@ -109,7 +126,9 @@ export async function until<T>(what: string, timeoutMs: number, ask: () => Promi
     } catch (error) {
       last = error instanceof Error ? error.message : String(error);
     }
-    if (performance.now() > endMs) throw new Error(`not within ${timeoutMs} ms: ${what}${last ? ` (${last})` : ""}`);
+    if (performance.now() > endMs) {
+      throw new Error(`not within ${timeoutMs} ms: ${what}${last ? ` (${last})` : ""}`);
+    }
     await sleep(100);
   }
 }

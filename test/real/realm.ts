@@ -16,7 +16,9 @@ export const binaries = `${Deno.env.get("KUBEEDGE_CACHE") ?? `${Deno.env.get("HO
 /** The program under test: the built one where KUBEEDGE_BIN names it. */
 export function kubeedge(): string[] {
   const built = Deno.env.get("KUBEEDGE_BIN");
-  return built ? [built] : [Deno.execPath(), "run", "-A", "--no-check", "--config", `${root}deno.json`, `${root}main.ts`];
+  return built
+    ? [built]
+    : [Deno.execPath(), "run", "-A", "--no-check", "--config", `${root}deno.json`, `${root}main.ts`];
 }
 
 export interface RealmOptions {
@@ -95,17 +97,24 @@ export class Realm {
     return this.kubectlWith({}, ...args);
   }
   kubectlWith(options: { stdin?: Uint8Array; timeoutMs?: number }, ...args: string[]): Promise<Output> {
-    return run([`${binaries}/kubectl`, "--kubeconfig", this.kubeconfig, ...args], { timeoutMs: 60_000, ...options });
+    return run([`${binaries}/kubectl`, "--kubeconfig", this.kubeconfig, ...args], {
+      timeoutMs: 60_000,
+      ...options,
+    });
   }
   /** Throws when kubectl fails. */
   async ok(...args: string[]): Promise<string> {
-    return await must([`${binaries}/kubectl`, "--kubeconfig", this.kubeconfig, ...args], { timeoutMs: 120_000 });
+    return await must([`${binaries}/kubectl`, "--kubeconfig", this.kubeconfig, ...args], {
+      timeoutMs: 120_000,
+    });
   }
   async json<T>(...args: string[]): Promise<T> {
     return JSON.parse(await this.ok(...args, "-o", "json")) as T;
   }
   async apply(...objects: unknown[]): Promise<void> {
-    const stdin = new TextEncoder().encode(JSON.stringify({ apiVersion: "v1", kind: "List", items: objects }));
+    const stdin = new TextEncoder().encode(
+      JSON.stringify({ apiVersion: "v1", kind: "List", items: objects }),
+    );
     const { code, stderr } = await this.kubectlWith({ stdin }, "apply", "-f", "-");
     if (code !== 0) throw new Error(`kubectl apply: ${stderr}`);
   }
@@ -118,8 +127,21 @@ export class Realm {
   }
   async startCloud(...flags: string[]): Promise<void> {
     this.#cloud = this.program("cloud", [
-      ...kubeedge(), "cloud", "--kubeconfig", this.kubeconfig, "--listen", `0.0.0.0:${this.hubPort}`, "--advertise-address", this.address,
-      "--kubelet-ports", this.kubeletPorts, "--status-listen", `127.0.0.1:${this.statusPort}`, "--log-level", "debug", ...flags,
+      ...kubeedge(),
+      "cloud",
+      "--kubeconfig",
+      this.kubeconfig,
+      "--listen",
+      `0.0.0.0:${this.hubPort}`,
+      "--advertise-address",
+      this.address,
+      "--kubelet-ports",
+      this.kubeletPorts,
+      "--status-listen",
+      `127.0.0.1:${this.statusPort}`,
+      "--log-level",
+      "debug",
+      ...flags,
     ]);
     const program = this.#cloud;
     await until("the cloud is ready", 60_000, async () => {
@@ -166,7 +188,8 @@ export class Realm {
     await ip("-n", nat, "addr", "add", "192.168.100.1/24", "dev", "in");
     await ip("-n", nat, "link", "set", "in", "up");
     await must(["ip", "netns", "exec", nat, "sysctl", "-qw", "net.ipv4.ip_forward=1"]);
-    const rules = `table ip nat {\n chain post {\n  type nat hook postrouting priority 100;\n  oifname "out" masquerade\n }\n}\n`;
+    const rules =
+      `table ip nat {\n chain post {\n  type nat hook postrouting priority 100;\n  oifname "out" masquerade\n }\n}\n`;
     await must(["ip", "netns", "exec", nat, "nft", "-f", "-"], { stdin: new TextEncoder().encode(rules) });
   }
 
@@ -175,31 +198,86 @@ export class Realm {
     const pki = `${dir}/pki`, etcdPort = apiPort - 10, server = `https://${address}:${apiPort}`;
     await makePki(pki, { address, server });
     this.program("etcd", [
-      `${binaries}/etcd`, "--data-dir", `${dir}/etcd`, "--unsafe-no-fsync", "--log-level", "warn",
-      "--listen-client-urls", `http://127.0.0.1:${etcdPort}`, "--advertise-client-urls", `http://127.0.0.1:${etcdPort}`,
-      "--listen-peer-urls", `http://127.0.0.1:${etcdPort + 1}`,
+      `${binaries}/etcd`,
+      "--data-dir",
+      `${dir}/etcd`,
+      "--unsafe-no-fsync",
+      "--log-level",
+      "warn",
+      "--listen-client-urls",
+      `http://127.0.0.1:${etcdPort}`,
+      "--advertise-client-urls",
+      `http://127.0.0.1:${etcdPort}`,
+      "--listen-peer-urls",
+      `http://127.0.0.1:${etcdPort + 1}`,
     ]);
     this.program("kube-apiserver", [
-      `${binaries}/kube-apiserver`, `--etcd-servers=http://127.0.0.1:${etcdPort}`, `--secure-port=${apiPort}`, `--bind-address=${address}`,
-      `--advertise-address=${address}`, `--tls-cert-file=${pki}/apiserver.crt`, `--tls-private-key-file=${pki}/apiserver.key`,
-      `--client-ca-file=${pki}/ca.crt`, "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged",
-      `--kubelet-client-certificate=${pki}/apiserver-kubelet.crt`, `--kubelet-client-key=${pki}/apiserver-kubelet.key`,
-      `--kubelet-certificate-authority=${pki}/ca.crt`, `--service-account-key-file=${pki}/sa.pub`, `--service-account-signing-key-file=${pki}/sa.key`,
-      "--service-account-issuer=https://kubernetes.default.svc.cluster.local", "--service-cluster-ip-range=10.96.0.0/16",
-      `--requestheader-client-ca-file=${pki}/front.crt`, "--requestheader-allowed-names=front-proxy-client", "--requestheader-username-headers=X-Remote-User",
-      "--requestheader-group-headers=X-Remote-Group", "--requestheader-extra-headers-prefix=X-Remote-Extra-",
-      ...(this.options.addressTypes ? [`--kubelet-preferred-address-types=${this.options.addressTypes}`] : []),
+      `${binaries}/kube-apiserver`,
+      `--etcd-servers=http://127.0.0.1:${etcdPort}`,
+      `--secure-port=${apiPort}`,
+      `--bind-address=${address}`,
+      `--advertise-address=${address}`,
+      `--tls-cert-file=${pki}/apiserver.crt`,
+      `--tls-private-key-file=${pki}/apiserver.key`,
+      `--client-ca-file=${pki}/ca.crt`,
+      "--authorization-mode=Node,RBAC",
+      "--enable-admission-plugins=NodeRestriction",
+      "--allow-privileged",
+      `--kubelet-client-certificate=${pki}/apiserver-kubelet.crt`,
+      `--kubelet-client-key=${pki}/apiserver-kubelet.key`,
+      `--kubelet-certificate-authority=${pki}/ca.crt`,
+      `--service-account-key-file=${pki}/sa.pub`,
+      `--service-account-signing-key-file=${pki}/sa.key`,
+      "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+      "--service-cluster-ip-range=10.96.0.0/16",
+      `--requestheader-client-ca-file=${pki}/front.crt`,
+      "--requestheader-allowed-names=front-proxy-client",
+      "--requestheader-username-headers=X-Remote-User",
+      "--requestheader-group-headers=X-Remote-Group",
+      "--requestheader-extra-headers-prefix=X-Remote-Extra-",
+      ...(this.options.addressTypes
+        ? [`--kubelet-preferred-address-types=${this.options.addressTypes}`]
+        : []),
     ]);
-    await until("kube-apiserver is ready", 60_000, async () => (await this.kubectl("get", "--raw", "/readyz")).stdout === "ok");
-    const common = (name: string) => [`--kubeconfig=${pki}/${name}.conf`, `--authentication-kubeconfig=${pki}/${name}.conf`, `--authorization-kubeconfig=${pki}/${name}.conf`, "--bind-address=127.0.0.1", "--leader-elect=false"];
+    await until(
+      "kube-apiserver is ready",
+      60_000,
+      async () => (await this.kubectl("get", "--raw", "/readyz")).stdout === "ok",
+    );
+    const common = (
+      name: string,
+    ) => [
+      `--kubeconfig=${pki}/${name}.conf`,
+      `--authentication-kubeconfig=${pki}/${name}.conf`,
+      `--authorization-kubeconfig=${pki}/${name}.conf`,
+      "--bind-address=127.0.0.1",
+      "--leader-elect=false",
+    ];
     this.program("kube-controller-manager", [
-      `${binaries}/kube-controller-manager`, ...common("controller-manager"), `--secure-port=${apiPort - 7}`, `--client-ca-file=${pki}/ca.crt`,
-      "--use-service-account-credentials", `--service-account-private-key-file=${pki}/sa.key`, `--root-ca-file=${pki}/ca.crt`,
-      `--cluster-signing-cert-file=${pki}/ca.crt`, `--cluster-signing-key-file=${pki}/ca.key`, "--service-cluster-ip-range=10.96.0.0/16",
-      ...(this.options.gracePeriodSeconds ? [`--node-monitor-grace-period=${this.options.gracePeriodSeconds}s`] : []),
+      `${binaries}/kube-controller-manager`,
+      ...common("controller-manager"),
+      `--secure-port=${apiPort - 7}`,
+      `--client-ca-file=${pki}/ca.crt`,
+      "--use-service-account-credentials",
+      `--service-account-private-key-file=${pki}/sa.key`,
+      `--root-ca-file=${pki}/ca.crt`,
+      `--cluster-signing-cert-file=${pki}/ca.crt`,
+      `--cluster-signing-key-file=${pki}/ca.key`,
+      "--service-cluster-ip-range=10.96.0.0/16",
+      ...(this.options.gracePeriodSeconds
+        ? [`--node-monitor-grace-period=${this.options.gracePeriodSeconds}s`]
+        : []),
     ]);
-    this.program("kube-scheduler", [`${binaries}/kube-scheduler`, ...common("scheduler"), `--secure-port=${apiPort - 6}`]);
-    await until("service accounts are made", 60_000, async () => (await this.kubectl("get", "serviceaccount", "default")).code === 0);
+    this.program("kube-scheduler", [
+      `${binaries}/kube-scheduler`,
+      ...common("scheduler"),
+      `--secure-port=${apiPort - 6}`,
+    ]);
+    await until(
+      "service accounts are made",
+      60_000,
+      async () => (await this.kubectl("get", "serviceaccount", "default")).code === 0,
+    );
   }
 }
 
@@ -242,7 +320,20 @@ export class Edge {
     const ip = (...args: string[]) => must(["ip", ...args]);
     await Deno.mkdir(`${this.dir}/cni`, { recursive: true });
     await ip("netns", "add", namespace);
-    await ip("-n", nat, "link", "add", `e${this.index}`, "type", "veth", "peer", "name", "eth0", "netns", namespace);
+    await ip(
+      "-n",
+      nat,
+      "link",
+      "add",
+      `e${this.index}`,
+      "type",
+      "veth",
+      "peer",
+      "name",
+      "eth0",
+      "netns",
+      namespace,
+    );
     await ip("-n", nat, "link", "set", `e${this.index}`, "master", "in", "up");
     await ip("-n", namespace, "addr", "add", `192.168.100.${10 + this.index}/24`, "dev", "eth0");
     await ip("-n", namespace, "link", "set", "eth0", "up");
@@ -263,16 +354,34 @@ export class Edge {
   }
 
   async startContainerd(): Promise<void> {
-    this.#containerd = this.realm.program(`${this.name}-containerd`, this.inside([`${binaries}/containerd`, "-c", `${this.dir}/containerd.toml`]), {
-      PATH: `${binaries}:${Deno.env.get("PATH")}`,
-    });
-    await until("containerd answers", 30_000, async () => (await run([`${binaries}/ctr`, "-a", this.socket, "version"])).code === 0);
+    this.#containerd = this.realm.program(
+      `${this.name}-containerd`,
+      this.inside([`${binaries}/containerd`, "-c", `${this.dir}/containerd.toml`]),
+      {
+        PATH: `${binaries}:${Deno.env.get("PATH")}`,
+      },
+    );
+    await until(
+      "containerd answers",
+      30_000,
+      async () => (await run([`${binaries}/ctr`, "-a", this.socket, "version"])).code === 0,
+    );
   }
 
   get flags(): string[] {
     return [
-      "--root-dir", this.rootDir, "--runtime-endpoint", `unix://${this.socket}`, "--pod-log-dir", `${this.dir}/logs`,
-      "--cgroup-root", `/${this.namespace}`, "--status-listen", "127.0.0.1:10445", "--log-level", "debug",
+      "--root-dir",
+      this.rootDir,
+      "--runtime-endpoint",
+      `unix://${this.socket}`,
+      "--pod-log-dir",
+      `${this.dir}/logs`,
+      "--cgroup-root",
+      `/${this.namespace}`,
+      "--status-listen",
+      "127.0.0.1:10445",
+      "--log-level",
+      "debug",
     ];
   }
   /** Joins, and goes on as the agent. */
@@ -285,13 +394,29 @@ export class Edge {
   }
   /** `edge join --no-start`: its words and its exit code. */
   joinOnly(token: string, ...flags: string[]): Promise<Output> {
-    return run(this.inside([...kubeedge(), "edge", "join", token, "--name", this.name, "--no-start", ...this.flags, ...flags]));
+    return run(
+      this.inside([
+        ...kubeedge(),
+        "edge",
+        "join",
+        token,
+        "--name",
+        this.name,
+        "--no-start",
+        ...this.flags,
+        ...flags,
+      ]),
+    );
   }
   start(env: Record<string, string> = {}): void {
-    this.#agent = this.realm.program(this.name, this.inside([...kubeedge(), "edge", "run", ...this.flags]), env);
+    this.#agent = this.realm.program(
+      this.name,
+      this.inside([...kubeedge(), "edge", "run", ...this.flags]),
+      env,
+    );
   }
-  command(...args: string[]): Promise<Output> {
-    return run(this.inside([...kubeedge(), "edge", ...args, "--root-dir", this.rootDir]));
+  command(name: string, ...args: string[]): Promise<Output> {
+    return run(this.inside([...kubeedge(), "edge", name, "--root-dir", this.rootDir, ...args]));
   }
   async ready(): Promise<boolean> {
     type Node = { status: { conditions?: { type: string; status: string }[] } };
@@ -308,10 +433,15 @@ export class Edge {
     await this.#agent?.stop();
     if (!this.#containerd) return;
     if (!this.#containerd.running()) await this.startContainerd();
-    const ctr = (...args: string[]) => run([`${binaries}/ctr`, "-a", this.socket, "-n", "k8s.io", ...args], { timeoutMs: 20_000 });
+    const ctr = (...args: string[]) =>
+      run([`${binaries}/ctr`, "-a", this.socket, "-n", "k8s.io", ...args], { timeoutMs: 20_000 });
     const tasks = (await ctr("tasks", "list", "-q")).stdout.split("\n").filter(Boolean);
     for (const task of tasks) await ctr("tasks", "kill", "-s", "SIGKILL", task);
-    await until("tasks are over", 10_000, async () => !(await ctr("tasks", "list")).stdout.includes("RUNNING")).catch(() => {});
+    await until(
+      "tasks are over",
+      10_000,
+      async () => !(await ctr("tasks", "list")).stdout.includes("RUNNING"),
+    ).catch(() => {});
     for (const task of tasks) await ctr("tasks", "delete", "-f", task);
     await this.#containerd.stop();
     await unmountBelow(this.dir);
@@ -335,13 +465,17 @@ async function removeNetwork(number: number): Promise<void> {
   const { stdout } = await run(["ip", "netns", "list"]);
   for (const line of stdout.split("\n")) {
     const name = line.split(" ")[0] ?? "";
-    if (name === `ke${number}nat` || new RegExp(`^ke${number}e\\d+$`).test(name)) await run(["ip", "netns", "delete", name]);
+    if (name === `ke${number}nat` || new RegExp(`^ke${number}e\\d+$`).test(name)) {
+      await run(["ip", "netns", "delete", name]);
+    }
   }
   await run(["ip", "link", "delete", `ke${number}br`]);
 }
 
 export async function unmountBelow(dir: string): Promise<void> {
-  const paths = (await Deno.readTextFile("/proc/self/mountinfo")).split("\n").map((line) => line.split(" ")[4] ?? "").filter((path) => path.startsWith(dir + "/"));
+  const paths = (await Deno.readTextFile("/proc/self/mountinfo")).split("\n").map((line) =>
+    line.split(" ")[4] ?? ""
+  ).filter((path) => path.startsWith(dir + "/"));
   for (const path of paths.reverse()) await run(["umount", "-l", path]);
 }
 

@@ -174,7 +174,8 @@ const pingBytes = 12;
 
 /** Whether the bytes are a PING or the beginning of one. */
 function startsPing(bytes: Uint8Array): boolean {
-  return bytes.length <= pingBytes && bytes.every((byte, at) => at >= pingHead.length || byte === pingHead[at]);
+  return bytes.length <= pingBytes &&
+    bytes.every((byte, at) => at >= pingHead.length || byte === pingHead[at]);
 }
 
 type Head =

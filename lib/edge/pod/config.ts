@@ -31,12 +31,20 @@ export interface SandboxContext {
   nodeName: string;
 }
 
-export function sandboxConfig(pod: Pod, attempt: number, { options, cgroupParent, nodeName }: SandboxContext): PodSandboxConfig {
+export function sandboxConfig(
+  pod: Pod,
+  attempt: number,
+  { options, cgroupParent, nodeName }: SandboxContext,
+): PodSandboxConfig {
   const { metadata, spec } = pod;
   const namespace = metadata.namespace ?? "default";
   const security = spec.securityContext ?? {};
-  const privileged = [...spec.containers, ...(spec.initContainers ?? [])].some((c) => c.securityContext?.privileged);
-  const ports = [...spec.containers, ...(spec.initContainers ?? [])].flatMap((container) => container.ports ?? []);
+  const privileged = [...spec.containers, ...(spec.initContainers ?? [])].some((c) =>
+    c.securityContext?.privileged
+  );
+  const ports = [...spec.containers, ...(spec.initContainers ?? [])].flatMap((container) =>
+    container.ports ?? []
+  );
   return {
     metadata: { name: metadata.name, namespace, uid: podUid(pod), attempt },
     hostname: spec.hostNetwork ? "" : hostnameOf(pod, nodeName, options.clusterDomain),
@@ -109,7 +117,10 @@ export function containerConfig(pod: Pod, container: Container, context: Contain
       resources: linuxResources(pod, container, context.node),
       securityContext: {
         privileged,
-        capabilities: { addCapabilities: security.capabilities?.add ?? [], dropCapabilities: security.capabilities?.drop ?? [] },
+        capabilities: {
+          addCapabilities: security.capabilities?.add ?? [],
+          dropCapabilities: security.capabilities?.drop ?? [],
+        },
         namespaceOptions: namespaceOptions(pod),
         ...(user !== undefined ? { runAsUser: { value: BigInt(user) } } : {}),
         ...(group !== undefined ? { runAsGroup: { value: BigInt(group) } } : {}),
@@ -127,8 +138,18 @@ export function containerConfig(pod: Pod, container: Container, context: Contain
 
 /** pkg/securitycontext/util.go */
 const maskedPaths = [
-  "/proc/asound", "/proc/acpi", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
-  "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+  "/proc/asound",
+  "/proc/acpi",
+  "/proc/interrupts",
+  "/proc/kcore",
+  "/proc/keys",
+  "/proc/latency_stats",
+  "/proc/timer_list",
+  "/proc/timer_stats",
+  "/proc/sched_debug",
+  "/proc/scsi",
+  "/sys/firmware",
+  "/sys/devices/virtual/powercap",
 ];
 const readonlyPaths = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
@@ -159,14 +180,24 @@ function groups(pod: Pod): bigint[] {
 }
 
 function selinux(options: { user?: string; role?: string; type?: string; level?: string }) {
-  return { user: options.user ?? "", role: options.role ?? "", type: options.type ?? "", level: options.level ?? "" };
+  return {
+    user: options.user ?? "",
+    role: options.role ?? "",
+    type: options.type ?? "",
+    level: options.level ?? "",
+  };
 }
 
 /** SecurityProfile.ProfileType: 0 RuntimeDefault, 1 Unconfined, 2 Localhost. */
 function seccomp(profile: SeccompProfile | undefined) {
   if (!profile) return undefined;
   if (profile.type === "RuntimeDefault") return { profileType: 0 as const };
-  if (profile.type === "Localhost") return { profileType: 2 as const, localhostRef: `/var/lib/kubelet/seccomp/${profile.localhostProfile ?? ""}` };
+  if (profile.type === "Localhost") {
+    return {
+      profileType: 2 as const,
+      localhostRef: `/var/lib/kubelet/seccomp/${profile.localhostProfile ?? ""}`,
+    };
+  }
   return { profileType: 1 as const };
 }
 
@@ -177,7 +208,9 @@ export function qosClass(pod: Pod): QosClass {
   for (const container of [...pod.spec.containers, ...(pod.spec.initContainers ?? [])]) {
     for (const resource of ["cpu", "memory"]) {
       const limit = milliValue(container.resources?.limits?.[resource]);
-      const request = milliValue(container.resources?.requests?.[resource] ?? container.resources?.limits?.[resource]);
+      const request = milliValue(
+        container.resources?.requests?.[resource] ?? container.resources?.limits?.[resource],
+      );
       any ||= limit > 0 || request > 0;
       guaranteed &&= limit > 0 && limit === request;
     }
@@ -209,13 +242,16 @@ function oomScore(qos: QosClass, memoryRequest: number, memoryBytes: number): nu
 export function hostnameOf(pod: Pod, _nodeName: string, clusterDomain: string): string {
   const { hostname, subdomain, setHostnameAsFQDN } = pod.spec;
   const name = (hostname || pod.metadata.name).slice(0, 63).replace(/[-.]+$/, "");
-  return setHostnameAsFQDN && subdomain ? `${name}.${subdomain}.${pod.metadata.namespace ?? "default"}.svc.${clusterDomain}` : name;
+  return setHostnameAsFQDN && subdomain
+    ? `${name}.${subdomain}.${pod.metadata.namespace ?? "default"}.svc.${clusterDomain}`
+    : name;
 }
 
 function dnsConfig(pod: Pod, options: PodOptions) {
   const { dnsPolicy = "ClusterFirst", dnsConfig, hostNetwork } = pod.spec;
   const host = parseResolvConf(options.resolvConf());
-  const cluster = options.clusterDns.length > 0 && (dnsPolicy === "ClusterFirstWithHostNet" || (dnsPolicy === "ClusterFirst" && !hostNetwork));
+  const cluster = options.clusterDns.length > 0 &&
+    (dnsPolicy === "ClusterFirstWithHostNet" || (dnsPolicy === "ClusterFirst" && !hostNetwork));
   let servers = host.servers, searches = host.searches, dnsOptions = host.options;
   if (dnsPolicy === "None") servers = searches = dnsOptions = [];
   else if (cluster) {
@@ -227,10 +263,18 @@ function dnsConfig(pod: Pod, options: PodOptions) {
   if (dnsConfig) {
     servers = [...new Set([...servers, ...(dnsConfig.nameservers ?? [])])];
     searches = [...new Set([...searches, ...(dnsConfig.searches ?? [])])];
-    const own = new Map((dnsConfig.options ?? []).map(({ name, value }) => [name, value === undefined ? name : `${name}:${value}`]));
+    const own = new Map(
+      (dnsConfig.options ?? []).map((
+        { name, value },
+      ) => [name, value === undefined ? name : `${name}:${value}`]),
+    );
     dnsOptions = [...dnsOptions.filter((option) => !own.has(option.split(":")[0] ?? "")), ...own.values()];
   }
-  return { servers: servers.slice(0, nameserversMax), searches: searches.slice(0, searchesMax), options: dnsOptions };
+  return {
+    servers: servers.slice(0, nameserversMax),
+    searches: searches.slice(0, searchesMax),
+    options: dnsOptions,
+  };
 }
 
 export function parseResolvConf(text: string): { servers: string[]; searches: string[]; options: string[] } {
@@ -247,13 +291,20 @@ export function parseResolvConf(text: string): { servers: string[]; searches: st
 /** The managed /etc/hosts of a pod (pkg/kubelet/kubelet_pods.go). */
 export function hostsFile(pod: Pod, podIps: string[], clusterDomain: string): string {
   const lines = [
-    "# Kubernetes-managed hosts file.", "127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback", "fe00::0\tip6-localnet",
-    "fe00::0\tip6-mcastprefix", "fe00::1\tip6-allnodes", "fe00::2\tip6-allrouters",
+    "# Kubernetes-managed hosts file.",
+    "127.0.0.1\tlocalhost",
+    "::1\tlocalhost ip6-localhost ip6-loopback",
+    "fe00::0\tip6-localnet",
+    "fe00::0\tip6-mcastprefix",
+    "fe00::1\tip6-allnodes",
+    "fe00::2\tip6-allrouters",
   ];
   const { hostname, subdomain } = pod.spec;
   const name = (hostname || pod.metadata.name).slice(0, 63);
   for (const ip of podIps) {
-    const fqdn = subdomain ? `${name}.${subdomain}.${pod.metadata.namespace ?? "default"}.svc.${clusterDomain}\t` : "";
+    const fqdn = subdomain
+      ? `${name}.${subdomain}.${pod.metadata.namespace ?? "default"}.svc.${clusterDomain}\t`
+      : "";
     lines.push(`${ip}\t${fqdn}${name}`);
   }
   const aliases = pod.spec.hostAliases ?? [];

@@ -52,16 +52,29 @@ export function decide(pod: Pod, state: PodState, nowMs: number): Decision {
   }
   if (!initContainers(pod, state, policy, nowMs, decision)) return decision;
   for (const container of pod.spec.containers) {
-    considerContainer({ container, record: recordOf(state, container.name), policy, init: false }, state, nowMs, decision);
+    considerContainer(
+      { container, record: recordOf(state, container.name), policy, init: false },
+      state,
+      nowMs,
+      decision,
+    );
   }
   return decision;
 }
 
 /** True when every ordinary init container is done and every sidecar has started: the main containers may go. */
-function initContainers(pod: Pod, state: PodState, policy: RestartPolicy, nowMs: number, decision: Decision): boolean {
+function initContainers(
+  pod: Pod,
+  state: PodState,
+  policy: RestartPolicy,
+  nowMs: number,
+  decision: Decision,
+): boolean {
   const inits = pod.spec.initContainers ?? [];
   // Once a main container of this sandbox was started, ordinary init containers are over; sidecars are kept running.
-  const mainStarted = pod.spec.containers.some((container) => inSandbox(state, recordOf(state, container.name)));
+  const mainStarted = pod.spec.containers.some((container) =>
+    inSandbox(state, recordOf(state, container.name))
+  );
   for (const container of inits) {
     const record = recordOf(state, container.name);
     const run = inSandbox(state, record);
@@ -91,12 +104,22 @@ interface Candidate {
   init: boolean;
 }
 
-function considerContainer({ container, record, policy, init }: Candidate, state: PodState, nowMs: number, decision: Decision): void {
+function considerContainer(
+  { container, record, policy, init }: Candidate,
+  state: PodState,
+  nowMs: number,
+  decision: Decision,
+): void {
   const run = inSandbox(state, record);
   const wake = (ms: number) => decision.wakeMs = Math.min(decision.wakeMs ?? ms, ms);
   const start = () => {
     if (record.retryAtMs > nowMs) wake(record.retryAtMs);
-    else decision.steps.push({ step: "start", container, attempt: (record.current?.attempt ?? -1) + 1, init });
+    else {decision.steps.push({
+        step: "start",
+        container,
+        attempt: (record.current?.attempt ?? -1) + 1,
+        init,
+      });}
   };
   if (!run) {
     // A run that ended in an older sandbox counts: Completed containers of OnFailure and Never pods stay so.
@@ -106,8 +129,9 @@ function considerContainer({ container, record, policy, init }: Candidate, state
   }
   switch (run.state) {
     case "running":
-      if (record.killReason !== undefined) decision.steps.push({ step: "stop", container, reason: record.killReason });
-      else if ((run.annotations["kubeedge.io/image"] ?? hashOf(container)) !== hashOf(container)) {
+      if (record.killReason !== undefined) {
+        decision.steps.push({ step: "stop", container, reason: record.killReason });
+      } else if ((run.annotations["kubeedge.io/image"] ?? hashOf(container)) !== hashOf(container)) {
         const reason = `Container ${container.name} definition changed, will be restarted`;
         decision.steps.push({ step: "stop", container, reason });
       }
@@ -148,7 +172,9 @@ function finalOutcome(pod: Pod, state: PodState, policy: RestartPolicy): "Succee
   for (const container of pod.spec.initContainers ?? []) {
     if (isSidecar(container)) continue;
     const run = recordOf(state, container.name).current;
-    if (run?.state === "exited" && run.exitCode !== 0 && policy === "Never" && run.reason !== sandboxLostReason) return "Failed";
+    if (
+      run?.state === "exited" && run.exitCode !== 0 && policy === "Never" && run.reason !== sandboxLostReason
+    ) return "Failed";
   }
   let failed = false;
   for (const container of pod.spec.containers) {

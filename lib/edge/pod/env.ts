@@ -4,11 +4,23 @@
  */
 import { fromBase64, text } from "../../core/bytes.ts";
 import { milliValue, parseQuantity, wholeValue } from "../../kube/quantity.ts";
-import type { ConfigMap, Container, KubeObject, Pod, Quantity, ResourceFieldSelector, Secret, Service } from "../../kube/types.ts";
+import type {
+  ConfigMap,
+  Container,
+  KubeObject,
+  Pod,
+  Quantity,
+  ResourceFieldSelector,
+  Secret,
+  Service,
+} from "../../kube/types.ts";
 import type { NodeFacts, PodObjects } from "./ports.ts";
 
 /** `wait`: a reference has not been synced yet; `bad`: CreateContainerConfigError with this message. */
-export type Resolved<T> = { state: "ok"; value: T } | { state: "wait"; message: string } | { state: "bad"; message: string };
+export type Resolved<T> = { state: "ok"; value: T } | { state: "wait"; message: string } | {
+  state: "bad";
+  message: string;
+};
 
 export interface EnvContext {
   pod: Pod;
@@ -42,7 +54,11 @@ export function resolveEnv(container: Container, context: EnvContext): Resolved<
     }
     if (invalid.length > 0) {
       const noun = kind === "secrets" ? "Secret" : "ConfigMap";
-      skipped.push(`Keys [${invalid.join(", ")}] from the EnvFrom ${noun} ${namespace}/${reference.name} were skipped since they are considered invalid environment variable names.`);
+      skipped.push(
+        `Keys [${
+          invalid.join(", ")
+        }] from the EnvFrom ${noun} ${namespace}/${reference.name} were skipped since they are considered invalid environment variable names.`,
+      );
     }
   }
   const services = serviceEnv(objects.services(namespace), namespace, pod.spec.enableServiceLinks ?? true);
@@ -71,7 +87,10 @@ export function resolveEnv(container: Container, context: EnvContext): Resolved<
 
 /** `$(NAME)` becomes the variable's value, `$$` a dollar; unknown names stay as they are. */
 export function expand(value: string, lookup: (name: string) => string | undefined): string {
-  return value.replaceAll(/\$(\$|\(([^)]*)\))/g, (whole, body: string, name: string) => body === "$" ? "$" : lookup(name) ?? whole);
+  return value.replaceAll(
+    /\$(\$|\(([^)]*)\))/g,
+    (whole, body: string, name: string) => body === "$" ? "$" : lookup(name) ?? whole,
+  );
 }
 
 /** Bytes per key of a configMap or secret; undefined when it is optional and does not exist. */
@@ -84,13 +103,19 @@ export function dataOf(
 ): Resolved<Record<string, Uint8Array> | undefined> {
   const found = objects.get<KubeObject>(kind, namespace, name);
   const noun = kind === "secrets" ? "secret" : "configmap";
-  if (found.state === "unknown") return { state: "wait", message: `${noun} "${name}" has not been synced from the cloud yet` };
+  if (found.state === "unknown") {
+    return { state: "wait", message: `${noun} "${name}" has not been synced from the cloud yet` };
+  }
   if (found.state === "absent") {
-    return optional ? { state: "ok", value: undefined } : { state: "bad", message: `${noun} "${name}" not found` };
+    return optional
+      ? { state: "ok", value: undefined }
+      : { state: "bad", message: `${noun} "${name}" not found` };
   }
   const data: Record<string, Uint8Array> = {};
   if (kind === "secrets") {
-    for (const [key, value] of Object.entries((found.object as Secret).data ?? {})) data[key] = fromBase64(value);
+    for (const [key, value] of Object.entries((found.object as Secret).data ?? {})) {
+      data[key] = fromBase64(value);
+    }
   } else {
     const config = found.object as ConfigMap;
     for (const [key, value] of Object.entries(config.data ?? {})) data[key] = new TextEncoder().encode(value);
@@ -115,7 +140,10 @@ function keyValue(
 }
 
 /** A downward API field as text. */
-export function fieldValue(path: string, { pod, node, podIps }: Omit<EnvContext, "objects">): Resolved<string | undefined> {
+export function fieldValue(
+  path: string,
+  { pod, node, podIps }: Omit<EnvContext, "objects">,
+): Resolved<string | undefined> {
   const { metadata, spec } = pod;
   const subscript = /^metadata\.(labels|annotations)\['(.*)'\]$/.exec(path);
   if (subscript) {
@@ -123,7 +151,9 @@ export function fieldValue(path: string, { pod, node, podIps }: Omit<EnvContext,
     return { state: "ok", value: map?.[subscript[2] ?? ""] ?? "" };
   }
   const lines = (map: Record<string, string> | undefined) =>
-    Object.entries(map ?? {}).sort(([a], [b]) => (a < b ? -1 : 1)).map(([key, value]) => `${key}=${goQuote(value)}`).join("\n");
+    Object.entries(map ?? {}).sort(([a], [b]) => (a < b ? -1 : 1)).map(([key, value]) =>
+      `${key}=${goQuote(value)}`
+    ).join("\n");
   switch (path) {
     case "metadata.name":
       return { state: "ok", value: metadata.name };
@@ -165,7 +195,9 @@ export function resourceValue(
   node: NodeFacts,
 ): Resolved<string | undefined> {
   const all = [...pod.spec.containers, ...(pod.spec.initContainers ?? [])];
-  const container = selector.containerName ? all.find((candidate) => candidate.name === selector.containerName) : self;
+  const container = selector.containerName
+    ? all.find((candidate) => candidate.name === selector.containerName)
+    : self;
   if (!container) return { state: "bad", message: `container ${selector.containerName ?? ""} not found` };
   const [which, ...rest] = selector.resource.split(".");
   const resource = rest.join(".");
@@ -173,9 +205,13 @@ export function resourceValue(
     return { state: "bad", message: `unsupported container resource : ${selector.resource}` };
   }
   const limit = container.resources?.limits?.[resource];
-  let quantity: Quantity | undefined = which === "limits" ? limit : container.resources?.requests?.[resource] ?? limit;
+  let quantity: Quantity | undefined = which === "limits"
+    ? limit
+    : container.resources?.requests?.[resource] ?? limit;
   if (which === "limits" && quantity === undefined) quantity = node.allocatable[resource];
-  const divisor = selector.divisor === undefined || selector.divisor === "0" || selector.divisor === 0 ? "1" : selector.divisor;
+  const divisor = selector.divisor === undefined || selector.divisor === "0" || selector.divisor === 0
+    ? "1"
+    : selector.divisor;
   const amount = resource === "cpu"
     ? Math.ceil(milliValue(quantity) / Math.max(1, milliValue(divisor)))
     : Math.ceil(wholeValue(quantity) / Math.max(1, parseQuantity(divisor) ?? 1));
@@ -185,8 +221,11 @@ export function resourceValue(
 /** Docker-link variables of services (pkg/kubelet/envvars); without links only the API server's. */
 export function serviceEnv(services: Service[], namespace: string, links: boolean): Map<string, string> {
   const env = new Map<string, string>();
-  const isApi = (service: Service) => service.metadata.namespace === "default" && service.metadata.name === "kubernetes";
-  const chosen = services.filter((service) => isApi(service) || (links && service.metadata.namespace === namespace));
+  const isApi = (service: Service) =>
+    service.metadata.namespace === "default" && service.metadata.name === "kubernetes";
+  const chosen = services.filter((service) =>
+    isApi(service) || (links && service.metadata.namespace === namespace)
+  );
   for (const { metadata, spec } of chosen) {
     const ip = spec?.clusterIP, ports = spec?.ports ?? [];
     const first = ports[0];
@@ -195,14 +234,19 @@ export function serviceEnv(services: Service[], namespace: string, links: boolea
     const host = ip.includes(":") ? `[${ip}]` : ip;
     env.set(`${name}_SERVICE_HOST`, ip).set(`${name}_SERVICE_PORT`, String(first.port));
     for (const port of ports) {
-      if (port.name) env.set(`${name}_SERVICE_PORT_${port.name.toUpperCase().replaceAll("-", "_")}`, String(port.port));
+      if (port.name) {
+        env.set(`${name}_SERVICE_PORT_${port.name.toUpperCase().replaceAll("-", "_")}`, String(port.port));
+      }
     }
     for (const [index, port] of ports.entries()) {
       const protocol = port.protocol ?? "TCP";
       const url = `${protocol.toLowerCase()}://${host}:${port.port}`;
       const prefix = `${name}_PORT_${port.port}_${protocol}`;
       if (index === 0) env.set(`${name}_PORT`, url);
-      env.set(prefix, url).set(`${prefix}_PROTO`, protocol.toLowerCase()).set(`${prefix}_PORT`, String(port.port)).set(`${prefix}_ADDR`, ip);
+      env.set(prefix, url).set(`${prefix}_PROTO`, protocol.toLowerCase()).set(
+        `${prefix}_PORT`,
+        String(port.port),
+      ).set(`${prefix}_ADDR`, ip);
     }
   }
   return env;

@@ -9,7 +9,11 @@ import { pullCredentials } from "./pull_secrets.ts";
 /** Pulls at once on one node: a slow link gains nothing from more. */
 const pullsMax = 5;
 
-export type ImageResult = { state: "ok"; reference: string } | { state: "failed"; reason: string; message: string };
+export type ImageResult = { state: "ok"; reference: string } | {
+  state: "failed";
+  reason: string;
+  message: string;
+};
 
 export class Images {
   readonly #ports: Pick<PodPorts, "runtime" | "objects" | "event" | "clock">;
@@ -24,9 +28,11 @@ export class Images {
   async ensure(pod: Pod, container: Container, fieldPath: string, signal: AbortSignal): Promise<ImageResult> {
     const { runtime, event } = this.#ports;
     const image = container.image ?? "";
-    const policy = container.imagePullPolicy ?? (/(:latest|^[^:]*|\/[^:@]*)$/.test(image) && !image.includes("@") ? "Always" : "IfNotPresent");
+    const policy = container.imagePullPolicy ??
+      (/(:latest|^[^:]*|\/[^:@]*)$/.test(image) && !image.includes("@") ? "Always" : "IfNotPresent");
     if (!/^[\w][\w.\-/:@]*$/.test(image)) {
-      const message = `Failed to apply default image tag "${image}": couldn't parse image name "${image}": invalid reference format`;
+      const message =
+        `Failed to apply default image tag "${image}": couldn't parse image name "${image}": invalid reference format`;
       event(pod, { type: "Warning", reason: "InspectFailed", message, fieldPath });
       return { state: "failed", reason: "InvalidImageName", message };
     }
@@ -48,7 +54,9 @@ export class Images {
       const message = `Failed to pull image "${image}": ${errorText(error)}`;
       event(pod, { type: "Warning", reason: "Failed", message, fieldPath });
       event(pod, { type: "Warning", reason: "Failed", message: "Error: ErrImagePull", fieldPath });
-      if (error instanceof CriError && error.code === "Unavailable") return { state: "failed", reason: "RegistryUnavailable", message };
+      if (error instanceof CriError && error.code === "Unavailable") {
+        return { state: "failed", reason: "RegistryUnavailable", message };
+      }
       return { state: "failed", reason: "ErrImagePull", message: errorText(error) };
     }
   }
@@ -67,7 +75,10 @@ export class Images {
             const reference = await runtime.pullImage(image, auth);
             const status = await runtime.imageStatus(reference);
             const nowMs = clock.monotonic();
-            const message = `Successfully pulled image "${image}" in ${seconds(nowMs - startedMs)} (${seconds(nowMs - askedMs)} ` +
+            const message =
+              `Successfully pulled image "${image}" in ${seconds(nowMs - startedMs)} (${
+                seconds(nowMs - askedMs)
+              } ` +
               `including waiting). Image size: ${status?.bytes ?? 0} bytes.`;
             event(pod, { type: "Normal", reason: "Pulled", message, fieldPath });
             return { state: "ok", reference };

@@ -13,6 +13,9 @@ import type { PodPorts } from "./ports.ts";
 import { agentAnnotation, containerNameLabel, podKey, podUid, podUidLabel } from "./state.ts";
 import { PodWorker, type WorkerContext } from "./worker.ts";
 
+/** Waits between looks at a container whose exit was told. */
+const exitRetryMs = [5, 10, 20, 50, 100, 200, 500, 1000] as const;
+
 interface RuntimeList {
   sandboxes: Sandbox[];
   containers: RuntimeContainer[];
@@ -73,13 +76,18 @@ export class Pods {
     for (const sandbox of sandboxes) {
       const uid = sandbox.labels[podUidLabel] ?? sandbox.podUid;
       if (this.#workers.has(uid)) continue;
-      this.#ports.log.info("Removing a sandbox that belongs to no pod", { pod: `${sandbox.podNamespace}/${sandbox.podName}`, uid });
+      this.#ports.log.info("Removing a sandbox that belongs to no pod", {
+        pod: `${sandbox.podNamespace}/${sandbox.podName}`,
+        uid,
+      });
       try {
         await this.#ports.runtime.stopSandbox(sandbox.id);
         await this.#ports.runtime.removeSandbox(sandbox.id);
         if (this.#workers.has(uid)) continue;
         await this.#ports.files.removeTree(`${this.#ports.options.rootDir}/pods/${uid}`);
-        await this.#ports.files.removeTree(`${this.#ports.options.logDir}/${sandbox.podNamespace}_${sandbox.podName}_${uid}`);
+        await this.#ports.files.removeTree(
+          `${this.#ports.options.logDir}/${sandbox.podNamespace}_${sandbox.podName}_${uid}`,
+        );
         await this.#ports.cgroups.remove({ uid });
       } catch (error) {
         this.#ports.log.warn("Cannot remove orphaned sandbox", { uid, error: errorText(error) });
@@ -89,7 +97,9 @@ export class Pods {
 
   referenceChanged(kind: string, namespace: string, name: string): void {
     for (const worker of this.#workers.values()) {
-      if (worker.pod.metadata.namespace === namespace && refersTo(worker.pod, kind, name)) worker.referenceChanged();
+      if (worker.pod.metadata.namespace === namespace && refersTo(worker.pod, kind, name)) {
+        worker.referenceChanged();
+      }
     }
   }
 
@@ -99,13 +109,20 @@ export class Pods {
     const worker = uid !== undefined ? this.#workers.get(uid) : undefined;
     if (uid === undefined || !worker) {
       // A sandbox's own task: its end takes the pod's network away.
-      const owner = [...this.#workers.values()].find((candidate) => candidate.state.sandbox?.id === event.containerId);
+      const owner = [...this.#workers.values()].find((candidate) =>
+        candidate.state.sandbox?.id === event.containerId
+      );
       if (owner?.state.sandbox && event.type === "exit" && owner.phase === "running") {
         owner.sandboxChanged({ ...owner.state.sandbox, ready: false });
       }
       return;
     }
-    if (event.type === "exit") await this.#refresh(worker, event.containerId);
+    if (event.type !== "exit") return;
+    // The runtime's own books follow the same event, and may be a moment behind it.
+    for (const delayMs of [...exitRetryMs, undefined]) {
+      if (await this.#refresh(worker, event.containerId) === "exited" || delayMs === undefined) return;
+      await this.#ports.clock.sleep(delayMs);
+    }
   }
 
   /** Compares everything with the runtime: after lost events, and as a safety net. */
@@ -121,7 +138,9 @@ export class Pods {
   }
 
   find(namespace: string, name: string): PodWorker | undefined {
-    return [...this.#workers.values()].find(({ pod }) => pod.metadata.name === name && pod.metadata.namespace === namespace);
+    return [...this.#workers.values()].find(({ pod }) =>
+      pod.metadata.name === name && pod.metadata.namespace === namespace
+    );
   }
 
   get size(): number {
@@ -141,7 +160,10 @@ export class Pods {
         await this.#compare(worker, list.sandboxes, list.containers);
       }
     } catch (error) {
-      this.#ports.log.warn("Cannot adopt pod, looking again", { pod: podKey(worker.pod), error: errorText(error) });
+      this.#ports.log.warn("Cannot adopt pod, looking again", {
+        pod: podKey(worker.pod),
+        error: errorText(error),
+      });
       await this.#ports.clock.sleep(1000);
       if (!this.#stopped) return await this.#start(worker);
     }
@@ -160,8 +182,13 @@ export class Pods {
   }
 
   async #list(): Promise<RuntimeList> {
-    const [sandboxes, containers] = await Promise.all([this.#ports.runtime.listSandboxes(), this.#ports.runtime.listContainers()]);
-    const own = sandboxes.filter((sandbox) => sandbox.annotations[agentAnnotation] === this.#ports.options.rootDir);
+    const [sandboxes, containers] = await Promise.all([
+      this.#ports.runtime.listSandboxes(),
+      this.#ports.runtime.listContainers(),
+    ]);
+    const own = sandboxes.filter((sandbox) =>
+      sandbox.annotations[agentAnnotation] === this.#ports.options.rootDir
+    );
     return { sandboxes: own, containers };
   }
 
@@ -170,13 +197,20 @@ export class Pods {
     const own = sandboxes.filter((sandbox) => sandbox.podUid === uid).sort((a, b) => b.attempt - a.attempt);
     const newest = own[0];
     const known = worker.state.sandbox;
-    if (newest && (known?.id !== newest.id || known.ready !== newest.ready) && newest.attempt >= (known?.attempt ?? 0)) {
-      const { ips, createdMs } = newest.ready ? await this.#ports.runtime.sandboxStatus(newest.id) : { ips: known?.ips ?? [], createdMs: newest.createdMs };
+    if (
+      newest && (known?.id !== newest.id || known.ready !== newest.ready) &&
+      newest.attempt >= (known?.attempt ?? 0)
+    ) {
+      const { ips, createdMs } = newest.ready
+        ? await this.#ports.runtime.sandboxStatus(newest.id)
+        : { ips: known?.ips ?? [], createdMs: newest.createdMs };
       worker.sandboxChanged({ id: newest.id, attempt: newest.attempt, ready: newest.ready, ips, createdMs });
     } else if (!newest && known?.ready) {
       worker.sandboxChanged({ ...known, ready: false });
     }
-    const runs = containers.filter((container) => container.labels[podUidLabel] === uid).sort((a, b) => a.attempt - b.attempt);
+    const runs = containers.filter((container) => container.labels[podUidLabel] === uid).sort((a, b) =>
+      a.attempt - b.attempt
+    );
     for (const container of runs) {
       const name = container.labels[containerNameLabel] ?? container.name;
       this.#owners.set(container.id, uid);
@@ -190,16 +224,23 @@ export class Pods {
     }
   }
 
-  async #refresh(worker: PodWorker, id: string, listed?: RuntimeContainer): Promise<void> {
+  async #refresh(worker: PodWorker, id: string, listed?: RuntimeContainer): Promise<string> {
     const status = await this.#ports.runtime.containerStatus(id);
     const name = status.labels[containerNameLabel] ?? status.name;
-    const sandboxId = listed?.sandboxId ?? worker.state.containers.get(name)?.current?.sandboxId ?? worker.state.sandbox?.id ?? "";
+    const sandboxId = listed?.sandboxId ?? worker.state.containers.get(name)?.current?.sandboxId ??
+      worker.state.sandbox?.id ?? "";
     worker.runChanged(name, { ...status, sandboxId });
+    return status.state;
   }
 }
 
 /** Whether a pod uses the configMap or secret, by its spec's text: names are DNS names, so they stand in quotes. */
 function refersTo(pod: Pod, kind: string, name: string): boolean {
   if (kind === "services") return false; // service variables are taken at start
-  return JSON.stringify([pod.spec.volumes, pod.spec.containers, pod.spec.initContainers, pod.spec.imagePullSecrets]).includes(`"${name}"`);
+  return JSON.stringify([
+    pod.spec.volumes,
+    pod.spec.containers,
+    pod.spec.initContainers,
+    pod.spec.imagePullSecrets,
+  ]).includes(`"${name}"`);
 }

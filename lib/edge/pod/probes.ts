@@ -2,7 +2,14 @@
 import { text } from "../../core/bytes.ts";
 import { errorText } from "../../core/errors.ts";
 import type { Timer } from "../../core/clock.ts";
-import type { Container, HttpGetAction, IntOrString, LifecycleHandler, Pod, Probe } from "../../kube/types.ts";
+import type {
+  Container,
+  HttpGetAction,
+  IntOrString,
+  LifecycleHandler,
+  Pod,
+  Probe,
+} from "../../kube/types.ts";
 import type { PodPorts, ProbeResult } from "./ports.ts";
 
 /** Counts results against the thresholds. */
@@ -41,8 +48,14 @@ export class ContainerProbes {
     readonly handlers: ProbeHandlers,
   ) {
     const { startupProbe } = context.container;
-    if (startupProbe) this.#schedule("startup", startupProbe, new ProbeCounter(startupProbe), (startupProbe.initialDelaySeconds ?? 0) * 1000);
-    else this.#started();
+    if (startupProbe) {
+      this.#schedule(
+        "startup",
+        startupProbe,
+        new ProbeCounter(startupProbe),
+        (startupProbe.initialDelaySeconds ?? 0) * 1000,
+      );
+    } else this.#started();
   }
 
   stop(): void {
@@ -55,8 +68,20 @@ export class ContainerProbes {
     const { livenessProbe, readinessProbe } = this.context.container;
     this.handlers.started();
     if (!readinessProbe) this.handlers.ready(true);
-    else this.#schedule("readiness", readinessProbe, new ProbeCounter(readinessProbe), (readinessProbe.initialDelaySeconds ?? 0) * 1000);
-    if (livenessProbe) this.#schedule("liveness", livenessProbe, new ProbeCounter(livenessProbe), (livenessProbe.initialDelaySeconds ?? 0) * 1000);
+    else {this.#schedule(
+        "readiness",
+        readinessProbe,
+        new ProbeCounter(readinessProbe),
+        (readinessProbe.initialDelaySeconds ?? 0) * 1000,
+      );}
+    if (livenessProbe) {
+      this.#schedule(
+        "liveness",
+        livenessProbe,
+        new ProbeCounter(livenessProbe),
+        (livenessProbe.initialDelaySeconds ?? 0) * 1000,
+      );
+    }
   }
 
   #schedule(kind: Kind, probe: Probe, counter: ProbeCounter, delayMs: number): void {
@@ -65,18 +90,29 @@ export class ContainerProbes {
   }
 
   async #probe(kind: Kind, probe: Probe, counter: ProbeCounter): Promise<void> {
-    const result = await runHandler(probe, { ...this.context, timeoutSeconds: probe.timeoutSeconds ?? 1 }, this.ports);
+    const result = await runHandler(
+      probe,
+      { ...this.context, timeoutSeconds: probe.timeoutSeconds ?? 1 },
+      this.ports,
+    );
     if (this.#stopped) return;
     if (!result.ok) {
       const name = kind === "startup" ? "Startup" : kind === "liveness" ? "Liveness" : "Readiness";
       const fieldPath = `spec.containers{${this.context.container.name}}`;
-      this.ports.event(this.context.pod, { type: "Warning", reason: "Unhealthy", message: `${name} probe failed: ${result.output}`, fieldPath });
+      this.ports.event(this.context.pod, {
+        type: "Warning",
+        reason: "Unhealthy",
+        message: `${name} probe failed: ${result.output}`,
+        fieldPath,
+      });
     }
     const verdict = counter.add(result.ok);
     if (kind === "startup" && verdict === "success") return this.#started();
     if (kind === "readiness" && verdict) this.handlers.ready(verdict === "success");
     if (kind !== "readiness" && verdict === "failure") {
-      return this.handlers.kill(`Container ${this.context.container.name} failed ${kind} probe, will be restarted`);
+      return this.handlers.kill(
+        `Container ${this.context.container.name} failed ${kind} probe, will be restarted`,
+      );
     }
     this.#schedule(kind, probe, counter, (probe.periodSeconds ?? 10) * 1000);
   }
@@ -92,12 +128,16 @@ export async function runHandler(
   try {
     if (handler.exec) {
       const result = await ports.runtime.execSync(containerId, handler.exec.command ?? [], timeoutSeconds);
-      const output = text(result.exitCode === 0 ? result.stdout : result.stderr.length > 0 ? result.stderr : result.stdout);
+      const output = text(
+        result.exitCode === 0 ? result.stdout : result.stderr.length > 0 ? result.stderr : result.stdout,
+      );
       return { ok: result.exitCode === 0, output: output.slice(0, 1024) };
     }
     if (handler.httpGet) {
       const url = urlOf(handler.httpGet, container, podIp);
-      const headers = (handler.httpGet.httpHeaders ?? []).map(({ name, value }): [string, string] => [name, value]);
+      const headers = (handler.httpGet.httpHeaders ?? []).map((
+        { name, value },
+      ): [string, string] => [name, value]);
       return await ports.prober.http(url, { headers, timeoutMs: timeoutSeconds * 1000 });
     }
     if (handler.tcpSocket) {
@@ -118,7 +158,9 @@ function urlOf(action: HttpGetAction, container: Container, podIp: string): stri
   const host = action.host || podIp;
   const path = action.path ?? "/";
   const scheme = (action.scheme ?? "HTTP").toLowerCase();
-  return `${scheme}://${host.includes(":") ? `[${host}]` : host}:${portOf(action.port, container)}${path.startsWith("/") ? "" : "/"}${path}`;
+  return `${scheme}://${host.includes(":") ? `[${host}]` : host}:${portOf(action.port, container)}${
+    path.startsWith("/") ? "" : "/"
+  }${path}`;
 }
 
 function portOf(port: IntOrString, container: Container): number {

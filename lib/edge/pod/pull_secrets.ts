@@ -18,10 +18,15 @@ export function pullCredentials(image: string, pod: Pod, objects: PodObjects): (
   const repository = imageRepository(image);
   const found: { length: number; auth: AuthConfig }[] = [];
   for (const { name } of pod.spec.imagePullSecrets ?? []) {
-    const secret = name ? objects.get<Secret>("secrets", pod.metadata.namespace ?? "default", name) : undefined;
+    const secret = name
+      ? objects.get<Secret>("secrets", pod.metadata.namespace ?? "default", name)
+      : undefined;
     if (secret?.state !== "present") continue;
     for (const [registry, auth] of Object.entries(entriesOf(secret.object))) {
-      const prefix = registry.replace(/^https?:\/\//, "").replace(/\/(v1|v2)?\/?$/, "").replace(/^(index\.|registry-1\.)docker\.io/, "docker.io");
+      const prefix = registry.replace(/^https?:\/\//, "").replace(/\/(v1|v2)?\/?$/, "").replace(
+        /^(index\.|registry-1\.)docker\.io/,
+        "docker.io",
+      );
       if (matches(prefix, repository)) found.push({ length: prefix.length, auth });
     }
   }
@@ -33,7 +38,9 @@ export function pullCredentials(image: string, pod: Pod, objects: PodObjects): (
 function matches(pattern: string, repository: string): boolean {
   const [host = "", ...path] = pattern.split("/");
   const [wantHost = "", ...wantPath] = repository.split("/");
-  const expression = host.split("*").map((part) => part.replaceAll(/[.+?^${}()|[\]\\]/g, "\\$&")).join("[^.]*");
+  const expression = host.split("*").map((part) => part.replaceAll(/[.+?^${}()|[\]\\]/g, "\\$&")).join(
+    "[^.]*",
+  );
   return new RegExp(`^${expression}$`).test(wantHost) && path.every((segment, i) => segment === wantPath[i]);
 }
 

@@ -27,7 +27,19 @@ export interface SandboxState {
 /** One run of a container. */
 export type ContainerRun = Pick<
   RuntimeContainerStatus,
-  "id" | "sandboxId" | "attempt" | "state" | "startedMs" | "finishedMs" | "exitCode" | "reason" | "message" | "image" | "imageRef" | "annotations" | "logPath"
+  | "id"
+  | "sandboxId"
+  | "attempt"
+  | "state"
+  | "startedMs"
+  | "finishedMs"
+  | "exitCode"
+  | "reason"
+  | "message"
+  | "image"
+  | "imageRef"
+  | "annotations"
+  | "logPath"
 >;
 
 export interface ContainerRecord {
@@ -62,15 +74,31 @@ export interface PodState {
 }
 
 export function newPodState(): PodState {
-  return { sandbox: undefined, sandboxRetryAtMs: 0, sandboxFailures: 0, containers: new Map(), startedMs: undefined, ended: undefined };
+  return {
+    sandbox: undefined,
+    sandboxRetryAtMs: 0,
+    sandboxFailures: 0,
+    containers: new Map(),
+    startedMs: undefined,
+    ended: undefined,
+  };
 }
 
 export function recordOf(state: PodState, name: string): ContainerRecord {
   let record = state.containers.get(name);
   if (!record) {
     record = {
-      name, current: undefined, previous: undefined, waiting: undefined, backoffMs: 0, backoffAtMs: 0, retryAtMs: 0,
-      failures: 0, startupDone: false, ready: false, killReason: undefined,
+      name,
+      current: undefined,
+      previous: undefined,
+      waiting: undefined,
+      backoffMs: 0,
+      backoffAtMs: 0,
+      retryAtMs: 0,
+      failures: 0,
+      startupDone: false,
+      ready: false,
+      killReason: undefined,
     };
     state.containers.set(name, record);
   }

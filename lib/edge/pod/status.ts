@@ -1,8 +1,24 @@
 /** The pod's status from what is known of it: a pure function, with the kubelet's phases, conditions and reasons. */
-import type { Container, ContainerState, ContainerStatus, Pod, PodCondition, PodPhase, PodStatus } from "../../kube/types.ts";
+import type {
+  Container,
+  ContainerState,
+  ContainerStatus,
+  Pod,
+  PodCondition,
+  PodPhase,
+  PodStatus,
+} from "../../kube/types.ts";
 import { qosClass } from "./config.ts";
 import { inSandbox, restartPolicyOf, sandboxLostReason } from "./decide.ts";
-import { type ContainerRecord, type ContainerRun, isSidecar, isTerminating, type PodState, recordOf, rfc3339 } from "./state.ts";
+import {
+  type ContainerRecord,
+  type ContainerRun,
+  isSidecar,
+  isTerminating,
+  type PodState,
+  recordOf,
+  rfc3339,
+} from "./state.ts";
 
 export interface StatusContext {
   nowMs: number;
@@ -16,7 +32,9 @@ export interface StatusContext {
 export function podStatus(pod: Pod, state: PodState, context: StatusContext): PodStatus {
   const inits = pod.spec.initContainers ?? [];
   const initStatuses = inits.map((container) => containerStatus(pod, container, state, context, true));
-  const statuses = pod.spec.containers.map((container) => containerStatus(pod, container, state, context, false));
+  const statuses = pod.spec.containers.map((container) =>
+    containerStatus(pod, container, state, context, false)
+  );
   const phase = phaseOf(pod, state, initStatuses, statuses, context.previous);
   const ips = pod.spec.hostNetwork ? context.hostIps : state.sandbox?.ips ?? [];
   const status: PodStatus = {
@@ -29,7 +47,10 @@ export function podStatus(pod: Pod, state: PodState, context: StatusContext): Po
     qosClass: qosClass(pod),
     containerStatuses: statuses,
   };
-  if (ips[0] !== undefined && (state.sandbox?.ready || pod.spec.hostNetwork || phase === "Succeeded" || phase === "Failed")) {
+  if (
+    ips[0] !== undefined &&
+    (state.sandbox?.ready || pod.spec.hostNetwork || phase === "Succeeded" || phase === "Failed")
+  ) {
     status.podIP = ips[0];
     status.podIPs = ips.map((ip) => ({ ip }));
   }
@@ -39,10 +60,18 @@ export function podStatus(pod: Pod, state: PodState, context: StatusContext): Po
   return status;
 }
 
-function containerStatus(pod: Pod, container: Container, state: PodState, context: StatusContext, init: boolean): ContainerStatus {
+function containerStatus(
+  pod: Pod,
+  container: Container,
+  state: PodState,
+  context: StatusContext,
+  init: boolean,
+): ContainerStatus {
   const record = recordOf(state, container.name);
   const run = record.current;
-  const base = context.previous?.[init ? "initContainerStatuses" : "containerStatuses"]?.find((old) => old.name === container.name);
+  const base = context.previous?.[init ? "initContainerStatuses" : "containerStatuses"]?.find((old) =>
+    old.name === container.name
+  );
   const status: ContainerStatus = {
     name: container.name,
     state: {},
@@ -54,7 +83,7 @@ function containerStatus(pod: Pod, container: Container, state: PodState, contex
     started: false,
   };
   if (run) status.containerID = `containerd://${run.id}`;
-  const shown = shownState(pod, container, record, state, init, context);
+  const shown = shownState(pod, record, state, init, context);
   status.state = shown.state;
   if (shown.last) status.lastState = shown.last;
   const running = status.state?.running !== undefined;
@@ -82,7 +111,6 @@ function containerStatus(pod: Pod, container: Container, state: PodState, contex
 
 function shownState(
   pod: Pod,
-  container: Container,
   record: ContainerRecord,
   state: PodState,
   init: boolean,
@@ -91,7 +119,9 @@ function shownState(
   const run = record.current;
   const waiting = record.waiting;
   const previous = record.previous ? { last: { terminated: terminated(record.previous, context) } } : {};
-  if (run?.state === "running") return { state: { running: { startedAt: rfc3339(run.startedMs) } }, ...previous };
+  if (run?.state === "running") {
+    return { state: { running: { startedAt: rfc3339(run.startedMs) } }, ...previous };
+  }
   if (run && (run.state === "exited" || run.state === "unknown")) {
     const ended = { terminated: terminated(run, context) };
     // Waiting to be started again: the end becomes the last state.
@@ -100,30 +130,45 @@ function shownState(
   }
   if (waiting) return { state: { waiting }, ...previous };
   const initsLeft = !init && (pod.spec.initContainers ?? []).length > 0;
-  const reason = initsLeft ? "PodInitializing" : init && run === undefined && state.sandbox ? "PodInitializing" : "ContainerCreating";
+  const reason = initsLeft
+    ? "PodInitializing"
+    : init && run === undefined && state.sandbox
+    ? "PodInitializing"
+    : "ContainerCreating";
   return { state: { waiting: { reason } }, ...previous };
 }
 
 function terminated(run: ContainerRun, context: StatusContext): NonNullable<ContainerState["terminated"]> {
-  const message = context.terminationMessage(run.id) || (run.reason !== "Error" && run.reason !== "Completed" ? run.message : "");
+  const message = context.terminationMessage(run.id) ||
+    (run.reason !== "Error" && run.reason !== "Completed" ? run.message : "");
   return {
     exitCode: run.exitCode,
     reason: run.reason || (run.exitCode === 0 ? "Completed" : "Error"),
     ...(message ? { message } : {}),
     ...(run.startedMs > 0 ? { startedAt: rfc3339(run.startedMs) } : { startedAt: null as unknown as string }),
-    ...(run.finishedMs > 0 ? { finishedAt: rfc3339(run.finishedMs) } : { finishedAt: null as unknown as string }),
+    ...(run.finishedMs > 0
+      ? { finishedAt: rfc3339(run.finishedMs) }
+      : { finishedAt: null as unknown as string }),
     containerID: `containerd://${run.id}`,
   };
 }
 
-function phaseOf(pod: Pod, state: PodState, inits: ContainerStatus[], mains: ContainerStatus[], previous: PodStatus | undefined): PodPhase {
+function phaseOf(
+  pod: Pod,
+  state: PodState,
+  inits: ContainerStatus[],
+  mains: ContainerStatus[],
+  previous: PodStatus | undefined,
+): PodPhase {
   if (state.ended) return state.ended.phase;
   if (previous?.phase === "Succeeded" || previous?.phase === "Failed") return previous.phase;
   const initsPending = (pod.spec.initContainers ?? []).some((container, i) => {
     const status = inits[i];
     return isSidecar(container) ? !status?.started && !status?.state?.terminated : !status?.ready;
   });
-  const mainsStarted = pod.spec.containers.some((container) => inSandbox(state, recordOf(state, container.name)));
+  const mainsStarted = pod.spec.containers.some((container) =>
+    inSandbox(state, recordOf(state, container.name))
+  );
   if (initsPending && !mainsStarted) return "Pending";
   let running = 0, waiting = 0, stopped = 0;
   for (const { state: shown, lastState } of mains) {
@@ -135,7 +180,9 @@ function phaseOf(pod: Pod, state: PodState, inits: ContainerStatus[], mains: Con
   if (waiting > 0) return "Pending";
   if (running > 0 || stopped > 0) {
     // Everything stopped and nothing restarts is `ended`; otherwise a restart is on its way.
-    if (running === 0 && isTerminating(pod) && restartPolicyOf(pod) !== "Always") return previous?.phase ?? "Running";
+    if (running === 0 && isTerminating(pod) && restartPolicyOf(pod) !== "Always") {
+      return previous?.phase ?? "Running";
+    }
     return "Running";
   }
   return "Pending";
@@ -151,13 +198,17 @@ function conditions(
 ): PodCondition[] {
   const observedGeneration = pod.metadata.generation;
   const over = phase === "Succeeded" || phase === "Failed";
-  const sidecars = (pod.spec.initContainers ?? []).flatMap((c, i) => isSidecar(c) && inits[i] ? [inits[i] as ContainerStatus] : []);
+  const sidecars = (pod.spec.initContainers ?? []).flatMap((c, i) =>
+    isSidecar(c) && inits[i] ? [inits[i] as ContainerStatus] : []
+  );
   const unready = [...sidecars, ...mains].filter((status) => !status.ready).map((status) => status.name);
   const incomplete = (pod.spec.initContainers ?? []).flatMap((container, i) => {
     const status = inits[i];
     return (isSidecar(container) ? status?.started : status?.ready) ? [] : [container.name];
   });
-  const mainsStarted = pod.spec.containers.some((container) => inSandbox(state, recordOf(state, container.name)));
+  const mainsStarted = pod.spec.containers.some((container) =>
+    inSandbox(state, recordOf(state, container.name))
+  );
   const make = (type: string, ok: boolean, reason?: string, message?: string): PodCondition => {
     const status = ok ? "True" : "False";
     const old = context.previous?.conditions?.find((condition) => condition.type === type);
@@ -166,7 +217,9 @@ function conditions(
       status,
       ...(observedGeneration !== undefined ? { observedGeneration } : {}),
       lastProbeTime: null,
-      lastTransitionTime: old?.status === status && old.lastTransitionTime ? old.lastTransitionTime : rfc3339(context.nowMs),
+      lastTransitionTime: old?.status === status && old.lastTransitionTime
+        ? old.lastTransitionTime
+        : rfc3339(context.nowMs),
       ...(reason !== undefined ? { reason } : {}),
       ...(message !== undefined ? { message } : {}),
     };
@@ -186,14 +239,26 @@ function conditions(
     : unready.length > 0
     ? make("Ready", false, "ContainersNotReady", unreadyText)
     : gates.length > 0
-    ? make("Ready", false, "ReadinessGatesNotReady", gates.map((gate) => `the status of pod readiness gate "${gate.conditionType}" is not "True"`).join(", "))
+    ? make(
+      "Ready",
+      false,
+      "ReadinessGatesNotReady",
+      gates.map((gate) => `the status of pod readiness gate "${gate.conditionType}" is not "True"`).join(
+        ", ",
+      ),
+    )
     : make("Ready", true);
   return [
     make("PodReadyToStartContainers", state.sandbox?.ready ?? false),
     phase === "Succeeded"
       ? make("Initialized", true, "PodCompleted")
       : incomplete.length > 0 && !mainsStarted
-      ? make("Initialized", false, "ContainersNotInitialized", `containers with incomplete status: [${incomplete.join(" ")}]`)
+      ? make(
+        "Initialized",
+        false,
+        "ContainersNotInitialized",
+        `containers with incomplete status: [${incomplete.join(" ")}]`,
+      )
       : make("Initialized", true),
     ready,
     containersReady,

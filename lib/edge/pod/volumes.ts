@@ -4,7 +4,14 @@
  */
 import { utf8 } from "../../core/bytes.ts";
 import { parseQuantity } from "../../kube/quantity.ts";
-import type { DownwardAPIFile, KeyToPath, Pod, ProjectedSource, Volume, VolumeMount } from "../../kube/types.ts";
+import type {
+  DownwardAPIFile,
+  KeyToPath,
+  Pod,
+  ProjectedSource,
+  Volume,
+  VolumeMount,
+} from "../../kube/types.ts";
 import { dataOf, expand, fieldValue, type Resolved, resourceValue } from "./env.ts";
 import type { BoundToken, PathKind, PayloadFile, PodPorts } from "./ports.ts";
 import { podUid } from "./state.ts";
@@ -52,7 +59,10 @@ export class PodVolumes {
       try {
         return { volume, result: await this.#prepareOne(pod, volume, podIps) };
       } catch (error) {
-        return { volume, result: { state: "bad" as const, message: error instanceof Error ? error.message : String(error) } };
+        return {
+          volume,
+          result: { state: "bad" as const, message: error instanceof Error ? error.message : String(error) },
+        };
       }
     }));
     for (const { volume, result } of results) {
@@ -75,15 +85,25 @@ export class PodVolumes {
       const path = at("empty-dir");
       if (!this.#made.has(path)) {
         await files.makeDirectory(path, { mode: gid === undefined ? 0o777 : 0o2777, gid });
-        if (volume.emptyDir.medium === "Memory") await files.mountTmpfs(path, parseQuantity(volume.emptyDir.sizeLimit));
-        if (volume.emptyDir.medium === "Memory") await files.makeDirectory(path, { mode: gid === undefined ? 0o777 : 0o2777, gid });
+        if (volume.emptyDir.medium === "Memory") {
+          await files.mountTmpfs(path, parseQuantity(volume.emptyDir.sizeLimit));
+        }
+        if (volume.emptyDir.medium === "Memory") {
+          await files.makeDirectory(path, { mode: gid === undefined ? 0o777 : 0o2777, gid });
+        }
         this.#made.add(path);
       }
       return { state: "ok", value: { hostPath: path, readOnly: false } };
     }
     const payload = await this.#payload(pod, volume, podIps);
     if (payload.state !== "ok") return payload;
-    const kind = volume.configMap ? "configmap" : volume.secret ? "secret" : volume.projected ? "projected" : "downward-api";
+    const kind = volume.configMap
+      ? "configmap"
+      : volume.secret
+      ? "secret"
+      : volume.projected
+      ? "projected"
+      : "downward-api";
     const path = at(kind);
     if (!this.#made.has(path)) {
       await files.makeDirectory(path, { mode: 0o755 });
@@ -98,8 +118,13 @@ export class PodVolumes {
     const { files } = this.#ports;
     const kind = await files.kind(path);
     const wanted: Record<string, PathKind> = {
-      Directory: "directory", DirectoryOrCreate: "directory", File: "file", FileOrCreate: "file", Socket: "socket",
-      CharDevice: "char", BlockDevice: "block",
+      Directory: "directory",
+      DirectoryOrCreate: "directory",
+      File: "file",
+      FileOrCreate: "file",
+      Socket: "socket",
+      CharDevice: "char",
+      BlockDevice: "block",
     };
     if (kind === "none") {
       // Without a type the runtime gets the path as it is; the kubelet makes a directory in that case.
@@ -117,10 +142,25 @@ export class PodVolumes {
     if (configMap) return this.#keys("configmaps", pod, configMap, configMap.defaultMode ?? 0o644);
     if (secret) {
       const { secretName, ...rest } = secret;
-      return this.#keys("secrets", pod, { ...rest, ...(secretName ? { name: secretName } : {}) }, secret.defaultMode ?? 0o644);
+      return this.#keys(
+        "secrets",
+        pod,
+        { ...rest, ...(secretName ? { name: secretName } : {}) },
+        secret.defaultMode ?? 0o644,
+      );
     }
-    if (downwardAPI) return this.#downward(pod, downwardAPI.items ?? [], downwardAPI.defaultMode ?? 0o644, podIps);
-    if (projected) return await this.#projected(pod, projected.sources ?? [], projected.defaultMode ?? 0o644, podIps, volume.name);
+    if (downwardAPI) {
+      return this.#downward(pod, downwardAPI.items ?? [], downwardAPI.defaultMode ?? 0o644, podIps);
+    }
+    if (projected) {
+      return await this.#projected(
+        pod,
+        projected.sources ?? [],
+        projected.defaultMode ?? 0o644,
+        podIps,
+        volume.name,
+      );
+    }
     const type = Object.keys(volume).find((member) => member !== "name") ?? "none";
     return { state: "bad", message: `volume type ${type} is not supported on this edge node` };
   }
@@ -150,7 +190,12 @@ export class PodVolumes {
     return { state: "ok", value: files };
   }
 
-  #downward(pod: Pod, items: DownwardAPIFile[], defaultMode: number, podIps: string[]): Resolved<PayloadFile[]> {
+  #downward(
+    pod: Pod,
+    items: DownwardAPIFile[],
+    defaultMode: number,
+    podIps: string[],
+  ): Resolved<PayloadFile[]> {
     const node = this.#ports.node();
     const files: PayloadFile[] = [];
     for (const item of items) {
@@ -166,7 +211,13 @@ export class PodVolumes {
     return { state: "ok", value: files };
   }
 
-  async #projected(pod: Pod, sources: ProjectedSource[], defaultMode: number, podIps: string[], volume: string): Promise<Resolved<PayloadFile[]>> {
+  async #projected(
+    pod: Pod,
+    sources: ProjectedSource[],
+    defaultMode: number,
+    podIps: string[],
+    volume: string,
+  ): Promise<Resolved<PayloadFile[]>> {
     const files: PayloadFile[] = [];
     for (const source of sources) {
       const part = source.configMap
@@ -177,7 +228,10 @@ export class PodVolumes {
         ? this.#downward(pod, source.downwardAPI.items ?? [], defaultMode, podIps)
         : source.serviceAccountToken
         ? await this.#token(pod, source.serviceAccountToken, defaultMode, volume)
-        : { state: "bad" as const, message: `projected source ${Object.keys(source)[0] ?? ""} is not supported on this edge node` };
+        : {
+          state: "bad" as const,
+          message: `projected source ${Object.keys(source)[0] ?? ""} is not supported on this edge node`,
+        };
       if (part.state !== "ok") return part;
       files.push(...part.value);
     }
@@ -195,11 +249,15 @@ export class PodVolumes {
     let held = this.#tokens.get(key);
     if (!held || nowMs >= held.refreshAtMs) {
       try {
-        const token = await this.#ports.requestToken(pod.metadata.namespace ?? "default", pod.spec.serviceAccountName ?? "default", {
-          audiences: source.audience ? [source.audience] : [],
-          expirationSeconds: source.expirationSeconds ?? tokenDefaultSeconds,
-          boundObjectRef: { kind: "Pod", apiVersion: "v1", name: pod.metadata.name, uid: podUid(pod) },
-        });
+        const token = await this.#ports.requestToken(
+          pod.metadata.namespace ?? "default",
+          pod.spec.serviceAccountName ?? "default",
+          {
+            audiences: source.audience ? [source.audience] : [],
+            expirationSeconds: source.expirationSeconds ?? tokenDefaultSeconds,
+            boundObjectRef: { kind: "Pod", apiVersion: "v1", name: pod.metadata.name, uid: podUid(pod) },
+          },
+        );
         const lifeMs = token.expiresMs - nowMs;
         held = { token, refreshAtMs: nowMs + Math.min(lifeMs * tokenLifeShare, 24 * 3_600_000) };
         this.#tokens.set(key, held);
@@ -225,18 +283,30 @@ export async function mountSource(
   env: ReadonlyMap<string, string>,
   files: PodPorts["files"],
 ): Promise<Resolved<string>> {
-  const subPath = mount.subPathExpr !== undefined ? expand(mount.subPathExpr, (name) => env.get(name)) : mount.subPath;
+  const subPath = mount.subPathExpr !== undefined
+    ? expand(mount.subPathExpr, (name) => env.get(name))
+    : mount.subPath;
   if (!subPath) return { state: "ok", value: volume.hostPath };
-  if (!isInside(subPath)) return { state: "bad", message: `subPath "${subPath}" must be relative and must not contain ".."` };
+  if (!isInside(subPath)) {
+    return { state: "bad", message: `subPath "${subPath}" must be relative and must not contain ".."` };
+  }
   const path = `${volume.hostPath}/${subPath}`;
   const kind = await files.kind(path);
   if (kind === "none") {
-    if (volume.readOnly) return { state: "bad", message: `failed to prepare subPath for volumeMount "${mount.name}": ${subPath} does not exist` };
+    if (volume.readOnly) {
+      return {
+        state: "bad",
+        message: `failed to prepare subPath for volumeMount "${mount.name}": ${subPath} does not exist`,
+      };
+    }
     await files.makeDirectory(path, { mode: 0o750 });
   }
   const [real, root] = await Promise.all([files.realPath(path), files.realPath(volume.hostPath)]);
   if (real !== root && !real.startsWith(root + "/")) {
-    return { state: "bad", message: `failed to prepare subPath for volumeMount "${mount.name}": it leads out of the volume` };
+    return {
+      state: "bad",
+      message: `failed to prepare subPath for volumeMount "${mount.name}": it leads out of the volume`,
+    };
   }
   return { state: "ok", value: real };
 }
@@ -245,6 +315,12 @@ function isInside(path: string): boolean {
   return path !== "" && !path.startsWith("/") && !path.split("/").includes("..") && !path.includes("\0");
 }
 function typeText(type: string): string {
-  return { Directory: "directory", DirectoryOrCreate: "directory", File: "file", FileOrCreate: "file", Socket: "socket file" }[type] ??
+  return {
+    Directory: "directory",
+    DirectoryOrCreate: "directory",
+    File: "file",
+    FileOrCreate: "file",
+    Socket: "socket file",
+  }[type] ??
     type.replace("CharDevice", "character device").replace("BlockDevice", "block device");
 }

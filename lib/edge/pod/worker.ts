@@ -116,7 +116,10 @@ export class PodWorker {
         if (again) continue;
       } catch (error) {
         if (this.#stop.signal.aborted) return;
-        if (this.#phase === "running" || !this.#terminate.signal.aborted || !(error === this.#terminate.signal.reason)) {
+        if (
+          this.#phase === "running" || !this.#terminate.signal.aborted ||
+          !(error === this.#terminate.signal.reason)
+        ) {
           this.#log.warn("Pod worker failed, retrying", { error: errorText(error) });
           this.#wakeIn(retryBaseMs);
         } else continue;
@@ -140,7 +143,9 @@ export class PodWorker {
     if (this.#phase === "terminating") {
       // It may be waiting out a long grace that nobody wants any more.
       for (const record of this.state.containers.values()) {
-        if (record.current?.state === "running") this.#ports.runtime.stopContainer(record.current.id, removedGraceSeconds).catch(() => {});
+        if (record.current?.state === "running") {
+          this.#ports.runtime.stopContainer(record.current.id, removedGraceSeconds).catch(() => {});
+        }
       }
     }
     this.#goTerminating("the object is gone");
@@ -172,7 +177,9 @@ export class PodWorker {
       this.#log.info("Container exited", { container: name, reason: run.reason, count: run.exitCode });
       this.#endRun(name, record);
     }
-    if (run.state === "running" && !this.#probes.has(name) && this.#phase === "running") this.#startProbes(name, record);
+    if (run.state === "running" && !this.#probes.has(name) && this.#phase === "running") {
+      this.#startProbes(name, record);
+    }
     this.#cause.notify();
   }
 
@@ -180,7 +187,12 @@ export class PodWorker {
   runLost(name: string): void {
     const record = this.state.containers.get(name);
     if (record?.current && record.current.state !== "exited") {
-      this.runChanged(name, record.current.state === "created" ? { ...lostRun(record.current, this.#ports.clock.now()) } : lostRun(record.current, this.#ports.clock.now()));
+      this.runChanged(
+        name,
+        record.current.state === "created"
+          ? { ...lostRun(record.current, this.#ports.clock.now()) }
+          : lostRun(record.current, this.#ports.clock.now()),
+      );
     }
   }
 
@@ -239,17 +251,30 @@ export class PodWorker {
         return await this.#startContainer(step.container, step.attempt, step.init);
       case "stop": {
         const record = recordOf(this.state, step.container.name);
-        await this.#stopContainer(step.container, record, step.reason, this.#pod.spec.terminationGracePeriodSeconds ?? 30);
+        await this.#stopContainer(
+          step.container,
+          record,
+          step.reason,
+          this.#pod.spec.terminationGracePeriodSeconds ?? 30,
+        );
         record.killReason = undefined;
         return true;
       }
       case "backoff": {
         const record = recordOf(this.state, step.container.name);
-        const message = `back-off ${duration(step.delayMs)} restarting failed container=${step.container.name} pod=${this.#pod.metadata.name}_` +
+        const message =
+          `back-off ${
+            duration(step.delayMs)
+          } restarting failed container=${step.container.name} pod=${this.#pod.metadata.name}_` +
           `${this.#pod.metadata.namespace ?? "default"}(${podUid(this.#pod)})`;
         if (record.waiting?.reason !== "CrashLoopBackOff") {
-          this.#event(step.container, "Warning", "BackOff", `Back-off restarting failed container ${step.container.name} in pod ` +
-            `${this.#pod.metadata.name}_${this.#pod.metadata.namespace ?? "default"}(${podUid(this.#pod)})`);
+          this.#event(
+            step.container,
+            "Warning",
+            "BackOff",
+            `Back-off restarting failed container ${step.container.name} in pod ` +
+              `${this.#pod.metadata.name}_${this.#pod.metadata.namespace ?? "default"}(${podUid(this.#pod)})`,
+          );
         }
         record.waiting = { reason: "CrashLoopBackOff", message };
         return false;
@@ -261,7 +286,9 @@ export class PodWorker {
         // Sidecars go when the work is done; then the network is given back.
         for (const container of this.#pod.spec.initContainers ?? []) {
           const record = recordOf(this.state, container.name);
-          if (record.current?.state === "running") await this.#stopContainer(container, record, `Stopping container ${container.name}`, 30);
+          if (record.current?.state === "running") {
+            await this.#stopContainer(container, record, `Stopping container ${container.name}`, 30);
+          }
         }
         const status = this.#status(); // with the addresses that stopping takes away
         if (this.state.sandbox?.ready) {
@@ -280,16 +307,26 @@ export class PodWorker {
     try {
       if (old) {
         for (const record of this.state.containers.values()) {
-          if (record.current?.sandboxId === old.id && record.current.state === "running") await runtime.stopContainer(record.current.id, 2);
+          if (record.current?.sandboxId === old.id && record.current.state === "running") {
+            await runtime.stopContainer(record.current.id, 2);
+          }
         }
         await runtime.stopSandbox(old.id);
-        this.#event(undefined, "Normal", "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.");
+        this.#event(
+          undefined,
+          "Normal",
+          "SandboxChanged",
+          "Pod sandbox changed, it will be killed and re-created.",
+        );
       }
       const config = this.#configOfSandbox(attempt);
       await this.#ports.files.makeDirectory(config.logDirectory ?? options.logDir, { mode: 0o755 });
       const handler = this.#pod.spec.runtimeClassName ?? "";
       // Volumes are made meanwhile; what goes wrong there is told when a container needs them.
-      const [id] = await Promise.all([runtime.runSandbox(config, handler), this.volumes.prepare(this.#pod, []).catch(() => {})]);
+      const [id] = await Promise.all([
+        runtime.runSandbox(config, handler),
+        this.volumes.prepare(this.#pod, []).catch(() => {}),
+      ]);
       const { ips, createdMs } = await runtime.sandboxStatus(id);
       this.state.sandbox = { id, attempt, ready: true, ips, createdMs };
       this.state.sandboxFailures = 0;
@@ -302,14 +339,19 @@ export class PodWorker {
       this.#event(undefined, "Warning", "FailedCreatePodSandBox", message);
       // The number stays taken: the runtime may still be cleaning up the failed one.
       this.state.sandbox = { id: "", attempt, ready: false, ips: [], createdMs: 0 };
-      this.state.sandboxRetryAtMs = this.#ports.clock.now() + this.#retryDelay(this.state.sandboxFailures++, retryBaseMs);
+      this.state.sandboxRetryAtMs = this.#ports.clock.now() +
+        this.#retryDelay(this.state.sandboxFailures++, retryBaseMs);
       return true;
     }
   }
 
   #configOfSandbox(attempt: number): PodSandboxConfig {
     const { options, cgroups, node } = this.#ports;
-    this.#sandboxConfig = sandboxConfig(this.#pod, attempt, { options, cgroupParent: cgroups.parent(this.#pod), nodeName: node().name });
+    this.#sandboxConfig = sandboxConfig(this.#pod, attempt, {
+      options,
+      cgroupParent: cgroups.parent(this.#pod),
+      nodeName: node().name,
+    });
     return this.#sandboxConfig;
   }
 
@@ -325,17 +367,31 @@ export class PodWorker {
     const image = await this.#context.images.ensure(this.#pod, container, fieldPath, this.#terminate.signal);
     if (image.state === "failed") {
       // Shown once as what it is; the next round shows the back-off.
-      const backingOff = record.waiting?.reason === "ImagePullBackOff" || (image.reason === "ErrImagePull" && record.failures > 0);
-      const result = fail(image.reason, image.message, image.reason === "RegistryUnavailable" ? retryBaseMs : pullRetryBaseMs);
+      const backingOff = record.waiting?.reason === "ImagePullBackOff" ||
+        (image.reason === "ErrImagePull" && record.failures > 0);
+      const result = fail(
+        image.reason,
+        image.message,
+        image.reason === "RegistryUnavailable" ? retryBaseMs : pullRetryBaseMs,
+      );
       this.#report(false);
       if (image.reason === "ErrImagePull") {
         const message = `Back-off pulling image "${container.image ?? ""}": ErrImagePull: ${image.message}`;
-        record.waiting = { reason: backingOff ? "ImagePullBackOff" : "ErrImagePull", message: backingOff ? message : image.message };
+        record.waiting = {
+          reason: backingOff ? "ImagePullBackOff" : "ErrImagePull",
+          message: backingOff ? message : image.message,
+        };
         if (!backingOff) {
           this.#ports.clock.timer(pullRetryBaseMs / 5, () => {
             if (record.waiting?.reason !== "ErrImagePull") return;
             record.waiting = { reason: "ImagePullBackOff", message };
-            this.#event(container, "Normal", "BackOff", `Back-off pulling image "${container.image ?? ""}"`, fieldPath);
+            this.#event(
+              container,
+              "Normal",
+              "BackOff",
+              `Back-off pulling image "${container.image ?? ""}"`,
+              fieldPath,
+            );
             this.#event(container, "Warning", "Failed", "Error: ImagePullBackOff", fieldPath);
             this.#report(false);
           });
@@ -347,7 +403,9 @@ export class PodWorker {
     if (prepared.state === "wait") {
       this.#waitingSinceMs ??= clock.now();
       record.waiting = { reason: init ? "PodInitializing" : "ContainerCreating" };
-      if (clock.now() - this.#waitingSinceMs > referencePatienceMs) this.#mountFailed(prepared.volume ?? "", prepared.message);
+      if (clock.now() - this.#waitingSinceMs > referencePatienceMs) {
+        this.#mountFailed(prepared.volume ?? "", prepared.message);
+      }
       record.retryAtMs = clock.now() + retryBaseMs;
       return true;
     }
@@ -370,21 +428,41 @@ export class PodWorker {
     let id: string;
     try {
       await this.#removeOldRuns(record);
-      const config = containerConfig(this.#pod, container, { ...prepared.value, attempt, imageReference: image.reference, sandboxConfig });
+      const config = containerConfig(this.#pod, container, {
+        ...prepared.value,
+        attempt,
+        imageReference: image.reference,
+        sandboxConfig,
+      });
       id = await runtime.createContainer(sandbox.id, config, sandboxConfig);
     } catch (error) {
       if (this.#runtimeAway(error)) return false;
-      if (error instanceof CriError && error.code === "NotFound") this.state.sandbox = { ...sandbox, ready: false };
+      if (error instanceof CriError && error.code === "NotFound") {
+        this.state.sandbox = { ...sandbox, ready: false };
+      }
       this.#event(container, "Warning", "Failed", `Error: ${errorText(error)}`, fieldPath);
       return fail("CreateContainerError", errorText(error));
     }
     this.#context.containerMade(id);
     this.#event(container, "Normal", "Created", `Container created`, fieldPath);
     const run: ContainerRun = {
-      id, sandboxId: sandbox.id, attempt, state: "created", startedMs: 0, finishedMs: 0, exitCode: 0, reason: "", message: "",
-      image: container.image ?? "", imageRef: image.reference, logPath: "",
-      annotations: { "kubeedge.io/image": container.image ?? "", [terminationFileAnnotation]: prepared.value.terminationFile,
-        [terminationPolicyAnnotation]: container.terminationMessagePolicy ?? "File" },
+      id,
+      sandboxId: sandbox.id,
+      attempt,
+      state: "created",
+      startedMs: 0,
+      finishedMs: 0,
+      exitCode: 0,
+      reason: "",
+      message: "",
+      image: container.image ?? "",
+      imageRef: image.reference,
+      logPath: "",
+      annotations: {
+        "kubeedge.io/image": container.image ?? "",
+        [terminationFileAnnotation]: prepared.value.terminationFile,
+        [terminationPolicyAnnotation]: container.terminationMessagePolicy ?? "File",
+      },
     };
     if (restart) lengthenBackoff(record, clock.now());
     if (record.current && record.current.state !== "created") record.previous = record.current;
@@ -398,7 +476,15 @@ export class PodWorker {
       const message = errorText(error);
       this.#event(container, "Warning", "Failed", `Error: ${message}`, fieldPath);
       const nowMs = clock.now();
-      record.current = { ...run, state: "exited", exitCode: 128, reason: "StartError", message, startedMs: 0, finishedMs: nowMs };
+      record.current = {
+        ...run,
+        state: "exited",
+        exitCode: 128,
+        reason: "StartError",
+        message,
+        startedMs: 0,
+        finishedMs: nowMs,
+      };
       record.waiting = { reason: "RunContainerError", message };
       lengthenBackoff(record, nowMs);
       return true;
@@ -409,15 +495,27 @@ export class PodWorker {
     record.failures = 0;
     this.#event(container, "Normal", "Started", `Container started`, fieldPath);
     if (container.lifecycle?.postStart) {
-      const context = { pod: this.#pod, container, containerId: id, podIp: this.#podIps()[0] ?? "", timeoutSeconds: 0 };
-      const hook = await runHandler(container.lifecycle.postStart, { ...context, timeoutSeconds: 0 }, this.#ports);
+      const context = {
+        pod: this.#pod,
+        container,
+        containerId: id,
+        podIp: this.#podIps()[0] ?? "",
+        timeoutSeconds: 0,
+      };
+      const hook = await runHandler(
+        container.lifecycle.postStart,
+        { ...context, timeoutSeconds: 0 },
+        this.#ports,
+      );
       if (!hook.ok) {
         this.#event(container, "Warning", "FailedPostStartHook", `PostStartHook failed`, fieldPath);
         record.killReason = "FailedPostStartHook";
         return true;
       }
     }
-    if (record.current?.id === id && record.current.state === "running") this.#startProbes(container.name, record);
+    if (record.current?.id === id && record.current.state === "running") {
+      this.#startProbes(container.name, record);
+    }
     return true;
   }
 
@@ -429,16 +527,34 @@ export class PodWorker {
     if (volumes.state !== "ok") return volumes;
     const resolved = resolveEnv(container, { pod, objects, node: node(), podIps });
     if (resolved.state !== "ok") return { ...resolved, volume: undefined };
-    for (const message of resolved.value.skipped) this.#event(container, "Warning", "InvalidEnvironmentVariableNames", message);
+    for (const message of resolved.value.skipped) {
+      this.#event(container, "Warning", "InvalidEnvironmentVariableNames", message);
+    }
     const env = resolved.value.env;
-    const mounts: { containerPath: string; hostPath: string; readonly: boolean; propagation: 0 | 1 | 2 }[] = [];
+    const mounts: { containerPath: string; hostPath: string; readonly: boolean; propagation: 0 | 1 | 2 }[] =
+      [];
     for (const mount of container.volumeMounts ?? []) {
       const volume: MountableVolume | undefined = volumes.volumes.get(mount.name);
-      if (!volume) return { state: "bad" as const, message: `volume ${mount.name} is not in the pod`, volume: undefined };
+      if (!volume) {
+        return {
+          state: "bad" as const,
+          message: `volume ${mount.name} is not in the pod`,
+          volume: undefined,
+        };
+      }
       const source = await mountSource(mount, volume, env, files);
       if (source.state !== "ok") return { ...source, volume: undefined };
-      const propagation = { None: 0, HostToContainer: 1, Bidirectional: 2 }[mount.mountPropagation ?? "None"] as 0 | 1 | 2;
-      mounts.push({ containerPath: absolute(mount.mountPath), hostPath: source.value, readonly: mount.readOnly === true, propagation });
+      const propagation = {
+        None: 0,
+        HostToContainer: 1,
+        Bidirectional: 2,
+      }[mount.mountPropagation ?? "None"] as 0 | 1 | 2;
+      mounts.push({
+        containerPath: absolute(mount.mountPath),
+        hostPath: source.value,
+        readonly: mount.readOnly === true,
+        propagation,
+      });
     }
     const directory = this.volumes.directory(pod);
     if (!pod.spec.hostNetwork && !mounts.some((mount) => mount.containerPath === "/etc/hosts")) {
@@ -449,7 +565,12 @@ export class PodWorker {
     const terminationFile = `${directory}/containers/${container.name}/${attempt}`;
     await files.write(terminationFile, "", 0o666);
     const terminationPath = container.terminationMessagePath ?? "/dev/termination-log";
-    mounts.push({ containerPath: terminationPath, hostPath: terminationFile, readonly: false, propagation: 0 });
+    mounts.push({
+      containerPath: terminationPath,
+      hostPath: terminationFile,
+      readonly: false,
+      propagation: 0,
+    });
     return { state: "ok" as const, value: { options, node: node(), env, mounts, terminationFile } };
   }
 
@@ -466,7 +587,9 @@ export class PodWorker {
 
   #startProbes(name: string, record: ContainerRecord): void {
     const run = record.current;
-    const container = [...this.#pod.spec.containers, ...(this.#pod.spec.initContainers ?? [])].find((c) => c.name === name);
+    const container = [...this.#pod.spec.containers, ...(this.#pod.spec.initContainers ?? [])].find((c) =>
+      c.name === name
+    );
     if (!run || !container || this.#probes.has(name)) return;
     // After a restart of the agent a container that was ready stays so until a probe says otherwise.
     const before = this.#reported?.containerStatuses?.find((status) => status.name === name);
@@ -476,20 +599,23 @@ export class PodWorker {
     }
     const context = { pod: this.#pod, container, containerId: run.id, podIp: this.#podIps()[0] ?? "" };
     const changed = () => this.#cause.notify();
-    this.#probes.set(name, new ContainerProbes(context, this.#ports, {
-      started: () => {
-        record.startupDone = true;
-        changed();
-      },
-      ready: (ready) => {
-        record.ready = ready;
-        changed();
-      },
-      kill: (message) => {
-        record.killReason = message;
-        changed();
-      },
-    }));
+    this.#probes.set(
+      name,
+      new ContainerProbes(context, this.#ports, {
+        started: () => {
+          record.startupDone = true;
+          changed();
+        },
+        ready: (ready) => {
+          record.ready = ready;
+          changed();
+        },
+        kill: (message) => {
+          record.killReason = message;
+          changed();
+        },
+      }),
+    );
   }
 
   /** A run is over: its probes end, its termination message is read. */
@@ -503,9 +629,13 @@ export class PodWorker {
     if (!file) return;
     void (async () => {
       let message = await this.#ports.files.readTail(file, terminationMessageBytesMax);
-      if (!message && run.annotations[terminationPolicyAnnotation] === "FallbackToLogsOnError" && run.exitCode !== 0 && run.logPath) {
+      if (
+        !message && run.annotations[terminationPolicyAnnotation] === "FallbackToLogsOnError" &&
+        run.exitCode !== 0 && run.logPath
+      ) {
         const log = await this.#ports.files.readTail(run.logPath, terminationLogBytesMax * 4);
-        message = log?.split("\n").slice(-81).map((line) => line.replace(/^\S+ (stdout|stderr) [FP] /, "")).join("\n").slice(-terminationLogBytesMax);
+        message = log?.split("\n").slice(-81).map((line) => line.replace(/^\S+ (stdout|stderr) [FP] /, ""))
+          .join("\n").slice(-terminationLogBytesMax);
       }
       if (message) {
         this.#terminationMessages.set(run.id, message);
@@ -536,7 +666,9 @@ export class PodWorker {
       const all = [...this.#pod.spec.containers, ...(this.#pod.spec.initContainers ?? []).toReversed()];
       const stop = async (container: Container) => {
         const record = recordOf(this.state, container.name);
-        if (record.current?.state === "running") await this.#stopContainer(container, record, `Stopping container ${container.name}`, grace);
+        if (record.current?.state === "running") {
+          await this.#stopContainer(container, record, `Stopping container ${container.name}`, grace);
+        }
       };
       await Promise.all(this.#pod.spec.containers.map(stop));
       for (const container of all) await stop(container); // sidecars after the main containers, last one first
@@ -559,9 +691,15 @@ export class PodWorker {
       this.#ports.gone(this.#pod);
     }
     try {
-      if (this.state.sandbox && this.state.sandbox.id !== "") await runtime.removeSandbox(this.state.sandbox.id);
+      if (this.state.sandbox && this.state.sandbox.id !== "") {
+        await runtime.removeSandbox(this.state.sandbox.id);
+      }
       await cgroups.remove({ uid: podUid(this.#pod) });
-      await this.#ports.files.removeTree(`${this.#ports.options.logDir}/${this.#pod.metadata.namespace ?? "default"}_${this.#pod.metadata.name}_${podUid(this.#pod)}`);
+      await this.#ports.files.removeTree(
+        `${this.#ports.options.logDir}/${
+          this.#pod.metadata.namespace ?? "default"
+        }_${this.#pod.metadata.name}_${podUid(this.#pod)}`,
+      );
     } catch (error) {
       this.#log.warn("Cannot clean up after pod; the next start will", { error: errorText(error) });
     }
@@ -581,7 +719,12 @@ export class PodWorker {
     this.state.ended = { phase: failed ? "Failed" : "Succeeded" };
   }
 
-  async #stopContainer(container: Container, record: ContainerRecord, message: string, graceSeconds: number): Promise<void> {
+  async #stopContainer(
+    container: Container,
+    record: ContainerRecord,
+    message: string,
+    graceSeconds: number,
+  ): Promise<void> {
     const run = record.current;
     if (!run) return;
     const { runtime, clock } = this.#ports;
@@ -591,12 +734,24 @@ export class PodWorker {
     const startedMs = clock.monotonic();
     const hook = container.lifecycle?.preStop;
     if (hook && graceSeconds > 0) {
-      const context = { pod: this.#pod, container, containerId: run.id, podIp: this.#podIps()[0] ?? "", timeoutSeconds: graceSeconds };
-      const late = clock.sleep(graceSeconds * 1000).then(() => ({ ok: false, output: "it did not end within the grace period" }));
+      const context = {
+        pod: this.#pod,
+        container,
+        containerId: run.id,
+        podIp: this.#podIps()[0] ?? "",
+        timeoutSeconds: graceSeconds,
+      };
+      const late = clock.sleep(graceSeconds * 1000).then(() => ({
+        ok: false,
+        output: "it did not end within the grace period",
+      }));
       const result = await Promise.race([runHandler(hook, context, this.#ports), late]);
       if (!result.ok) this.#event(container, "Warning", "FailedPreStopHook", "PreStopHook failed");
     }
-    const leftSeconds = Math.max(graceSeconds > 0 ? 2 : 0, Math.ceil(graceSeconds - (clock.monotonic() - startedMs) / 1000));
+    const leftSeconds = Math.max(
+      graceSeconds > 0 ? 2 : 0,
+      Math.ceil(graceSeconds - (clock.monotonic() - startedMs) / 1000),
+    );
     try {
       await runtime.stopContainer(run.id, Math.min(leftSeconds, Math.max(graceSeconds, 0) || leftSeconds));
       const status = await runtime.containerStatus(run.id);
@@ -626,7 +781,11 @@ export class PodWorker {
     const status = this.#status();
     const text = JSON.stringify(status);
     if (text === this.#reportedText) return;
-    const early = status.phase === "Pending" && (moreToCome || (status.containerStatuses ?? []).every(({ state }) => state?.waiting?.reason === "ContainerCreating"));
+    const early = status.phase === "Pending" &&
+      (moreToCome ||
+        (status.containerStatuses ?? []).every(({ state }) =>
+          state?.waiting?.reason === "ContainerCreating"
+        ));
     if (early || (status.phase === "Running" && moreToCome)) {
       this.#reportTimer ??= this.#ports.clock.timer(reportDelayMs, () => {
         this.#reportTimer = undefined;
@@ -642,9 +801,16 @@ export class PodWorker {
     this.#ports.report(this.#pod, status);
   }
 
-  #event(container: Container | undefined, type: "Normal" | "Warning", reason: string, message: string, fieldPath?: string): void {
+  #event(
+    container: Container | undefined,
+    type: "Normal" | "Warning",
+    reason: string,
+    message: string,
+    fieldPath?: string,
+  ): void {
     const init = container && (this.#pod.spec.initContainers ?? []).includes(container);
-    const path = fieldPath ?? (container ? `spec.${init ? "initContainers" : "containers"}{${container.name}}` : undefined);
+    const path = fieldPath ??
+      (container ? `spec.${init ? "initContainers" : "containers"}{${container.name}}` : undefined);
     this.#ports.event(this.#pod, { type, reason, message, fieldPath: path });
   }
 

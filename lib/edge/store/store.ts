@@ -42,12 +42,19 @@ export class EdgeStore {
     this.#log = ports.log;
   }
 
-  static async open(port: StorePort, ports: { clock: Clock; log: Logger }): Promise<{ store: EdgeStore; reports: ReportRow[] }> {
+  static async open(
+    port: StorePort,
+    ports: { clock: Clock; log: Logger },
+  ): Promise<{ store: EdgeStore; reports: ReportRow[] }> {
     const store = new EdgeStore(port, ports);
     const { meta, objects, reports } = await port.load();
     for (const [key, value] of Object.entries(meta)) store.#meta.set(key, value);
     for (const row of objects) {
-      store.#kind(row.kind).set(row.key, { uid: row.uid, version: row.version, object: row.json && JSON.parse(text(row.json)) as KubeObject });
+      store.#kind(row.kind).set(row.key, {
+        uid: row.uid,
+        version: row.version,
+        object: row.json && JSON.parse(text(row.json)) as KubeObject,
+      });
     }
     return { store, reports };
   }
@@ -110,7 +117,11 @@ export class EdgeStore {
       return before;
     }
     const absent = change.change === "absent";
-    objects.set(key, { uid, version: absent ? absentVersion : version, object: absent ? undefined : JSON.parse(text(change.json)) as KubeObject });
+    objects.set(key, {
+      uid,
+      version: absent ? absentVersion : version,
+      object: absent ? undefined : JSON.parse(text(change.json)) as KubeObject,
+    });
     // Copied: the frame that it is a view of does not outlive this turn.
     const json = absent ? undefined : change.json.slice();
     this.write({ write: "object", row: { kind, key, uid, version: absent ? absentVersion : version, json } });
@@ -119,7 +130,9 @@ export class EdgeStore {
 
   /** Everything of a former cluster. */
   clear(): void {
-    for (const [kind, objects] of this.#kinds) for (const key of objects.keys()) this.write({ write: "drop", kind, key });
+    for (const [kind, objects] of this.#kinds) {
+      for (const key of objects.keys()) this.write({ write: "drop", kind, key });
+    }
     this.#kinds.clear();
   }
 
@@ -163,9 +176,12 @@ export class EdgeStore {
         this.#pending = [...writes, ...this.#pending];
         this.#waiters = [...waiters, ...this.#waiters];
         if (this.#failure === undefined) {
-          this.#log.error("Cannot write the store; nothing is lost, but nothing new is acknowledged until it can. Free some space", {
-            error: errorText(error),
-          });
+          this.#log.error(
+            "Cannot write the store; nothing is lost, but nothing new is acknowledged until it can. Free some space",
+            {
+              error: errorText(error),
+            },
+          );
         }
         this.#failure = errorText(error);
         await this.#clock.sleep(commitRetryMs);
