@@ -16,8 +16,11 @@ const bodyBytesMax = 32 * 1024;
 const chunkBytes = 16 * 1024;
 /** What may wait to be sent to one edge; beyond it the edge is too slow and reconnects. */
 const unsentBytesMax = 32 * 1024 * 1024;
-/** The same for a guest without proof, who is sent a greeting, a refusal and pongs: one who does not read is none of ours. */
-const unprovedUnsentBytesMax = 64 * 1024;
+/**
+ * Everything that is ever sent to one guest: a greeting and a few pongs. It always fits the kernel's buffer, so that no
+ * write to a guest who does not read stays open: Deno cannot close a connection below one.
+ */
+const guestBytesMax = 16 * 1024;
 
 export interface ServerSocket {
   send(message: Uint8Array<ArrayBuffer>): void;
@@ -160,7 +163,7 @@ async function webSocket(
   settle: () => void,
 ): Promise<void> {
   const queue: Uint8Array<ArrayBuffer>[] = [];
-  let unsent = 0, closing = false, writing = false;
+  let unsent = 0, toGuest = 0, closing = false, writing = false;
   // deno-lint-ignore prefer-const -- `post` reads it before it is there
   let guest: ServerGuest | undefined;
   const flush = async () => {
@@ -185,7 +188,8 @@ async function webSocket(
     if (closing) return;
     queue.push(bytes);
     unsent += bytes.length;
-    if (unsent > (guest?.proved ? unsentBytesMax : unprovedUnsentBytesMax)) {
+    toGuest += guest?.proved ? 0 : bytes.length;
+    if (unsent > unsentBytesMax || toGuest > guestBytesMax) {
       closing = true;
       queue.length = 0;
       return close(conn);

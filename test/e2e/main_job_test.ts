@@ -146,9 +146,10 @@ for (const addressTypes of [undefined, "InternalIP,ExternalIP,Hostname"]) {
         );
         assert.equal(echoed.stdout, "hello");
         assert.equal((await realm.kubectl("exec", name, "--", "sh", "-c", "exit 7")).code, 7);
+        const inside = "sh -c 'sleep 1; stty size'";
         const script = `stty rows 33 cols 101; exec ${
-          [...kubectl(realm), "exec", "-it", name, "--", "sh", "-c", "sleep 1; stty size"].join(" ")
-        }`;
+          kubectl(realm).join(" ")
+        } exec -it ${name} -- ${inside}`;
         const log = `${realm.dir}/terminal.txt`;
         const terminal = start(["script", "-qec", script, "/dev/null"], { log });
         await until("the terminal's size arrived", 15_000, () => /33 101/.test(Deno.readTextFileSync(log)));
@@ -309,7 +310,7 @@ for (const addressTypes of [undefined, "InternalIP,ExternalIP,Hostname"]) {
           }, { volumeMounts: [{ name: "work", mountPath: "/work" }] }),
           pod("failing", "exit 4", { restartPolicy: "Never" }),
           pod("missing-image", "true", {}, {
-            image: "registry.invalid/none:1",
+            image: "127.0.0.1:1/none:1",
             imagePullPolicy: "IfNotPresent",
           }),
           pod("missing-config", "true", {}, {

@@ -65,8 +65,8 @@ export class Images {
     const { runtime, event, objects, clock } = this.#ports;
     const askedMs = clock.monotonic();
     event(pod, { type: "Normal", reason: "Pulling", message: `Pulling image "${image}"`, fieldPath });
-    return await this.#perImage.run(image, () =>
-      this.#slots.run(async () => {
+    const pulled = this.#perImage.run(image, () =>
+      this.#slots.run(async (): Promise<ImageResult> => {
         if (signal.aborted) throw signal.reason;
         const startedMs = clock.monotonic();
         let failure: unknown;
@@ -88,7 +88,18 @@ export class Images {
         }
         throw failure;
       }));
+    return await unless(signal, pulled);
   }
+}
+
+/** The runtime goes on with a pull that nobody waits for any more: what it fetched is kept for the next. */
+function unless<T>(signal: AbortSignal, work: Promise<T>): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const give = () => reject(signal.reason);
+    if (signal.aborted) give();
+    signal.addEventListener("abort", give, { once: true });
+    work.then(resolve, reject).finally(() => signal.removeEventListener("abort", give));
+  });
 }
 
 function seconds(ms: number): string {
