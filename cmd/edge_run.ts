@@ -7,6 +7,7 @@ import { answerJson } from "../lib/edge/kubelet/exchange.ts";
 import { KubeletApi } from "../lib/edge/kubelet/api.ts";
 import { LogRotation } from "../lib/edge/kubelet/log_rotation.ts";
 import { runningLogs } from "../lib/edge/kubelet/ports.ts";
+import { qosClass } from "../lib/edge/pod/config.ts";
 import { EdgeCore } from "../lib/edge/loop.ts";
 import { serveAdmin } from "../lib/sys/admin_server.ts";
 import { systemClock, systemRandom } from "../lib/sys/clock.ts";
@@ -65,7 +66,7 @@ export async function runEdge(options: EdgeRunOptions): Promise<void> {
     runtime,
     connect: connectHub,
     files: podFiles,
-    cgroups: podCgroups(cgroupRoot),
+    cgroups: podCgroups(cgroupRoot, qosClass),
     prober,
     machine: () => ({ ...hostFacts(), diskBytes: diskFree(rootDir).totalBytes }),
     headroom: () => {

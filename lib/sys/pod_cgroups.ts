@@ -1,5 +1,5 @@
 /** Pods' cgroups (cgroupfs driver): runc makes them below the parent named here, the agent removes them. */
-import { qosClass } from "../edge/pod/config.ts";
+import type { Pod } from "../kube/types.ts";
 import type { PodCgroups } from "../edge/pod/ports.ts";
 import { cgroupHierarchies } from "./machine.ts";
 
@@ -7,8 +7,8 @@ import { cgroupHierarchies } from "./machine.ts";
 const removeAttempts = 20;
 const removeRetryMs = 50;
 
-/** `root`: path below each hierarchy, like `/kubeedge`. */
-export function podCgroups(root: string): PodCgroups {
+/** `root`: path below each hierarchy, like `/kubeedge`; `qosClass`: Guaranteed, Burstable or BestEffort. */
+export function podCgroups(root: string, qosClass: (pod: Pod) => string): PodCgroups {
   return {
     parent(pod) {
       const uid = `pod${pod.metadata.uid ?? ""}`;

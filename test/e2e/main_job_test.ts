@@ -1,6 +1,7 @@
 /** The main job on real parts: a cluster's pods run on an edge node behind NAT, and kubectl works on them. */
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
+import { binaries } from "../real/binaries.ts";
 import { busyboxImage } from "../real/images.ts";
 import { Realm, sleep, until } from "../real/realm.ts";
 import { start } from "../real/processes.ts";
@@ -420,9 +421,5 @@ for (const addressTypes of [undefined, "InternalIP,ExternalIP,Hostname"]) {
 }
 
 function kubectl(realm: Realm): string[] {
-  return [
-    `${Deno.env.get("KUBEEDGE_CACHE") ?? `${Deno.env.get("HOME")}/.cache/kubeedge`}/bin/kubectl`,
-    "--kubeconfig",
-    realm.kubeconfig,
-  ];
+  return [`${binaries}/kubectl`, "--kubeconfig", realm.kubeconfig];
 }

@@ -1,5 +1,5 @@
 /** Configuration of an edge machine's own containerd 2.x and its pod network, all below one directory. */
-import { binaries } from "./realm.ts";
+import { binaries } from "./binaries.ts";
 
 /** Bridge and host-local: every machine has the same private range, as behind a NAT at home. */
 export function networkConfig(dir: string): string {

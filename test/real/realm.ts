@@ -5,13 +5,13 @@
  *
  *     realm bridge 10.99.N.1 ── .2 NAT namespace (masquerade) 192.168.100.1 ── .10+ edge namespaces
  */
+import { binaries } from "./binaries.ts";
 import { atEnd, cleanUp, must, type Output, type Program, run, sleep, start, until } from "./processes.ts";
 import { nodeImages, pauseImage } from "./images.ts";
 import { containerdConfig, networkConfig } from "./containerd.ts";
 import { makePki } from "./pki.ts";
 
 const root = new URL("../..", import.meta.url).pathname;
-export const binaries = `${Deno.env.get("KUBEEDGE_CACHE") ?? `${Deno.env.get("HOME")}/.cache/kubeedge`}/bin`;
 
 /** The program under test: the built one where KUBEEDGE_BIN names it. */
 export function kubeedge(): string[] {
