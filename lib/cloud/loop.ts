@@ -38,10 +38,19 @@ export interface HubServerRoutes {
   >;
   connect(socket: HubSocket): HubGuest | undefined;
 }
+export interface ServerIdentity {
+  certificate: string;
+  key: string;
+}
+export interface HubListener {
+  port: number;
+  certify(identity: ServerIdentity): void;
+  stop(): void;
+}
 export type ListenHub = (
-  options: { hostname: string; port: number; certificate: string; key: string },
+  options: { hostname: string; port: number } & ServerIdentity,
   routes: HubServerRoutes,
-) => { port: number; stop(): void };
+) => Promise<HubListener>;
 
 export interface CloudOptions {
   namespace: string;
@@ -87,7 +96,7 @@ export class EdgeController {
   readonly #reflectors: Reflector[] = [];
   readonly #failing = new Map<string, string>();
   #kubelet: KubeletPorts | undefined;
-  #listener: { port: number; stop(): void } | undefined;
+  #listener: HubListener | undefined;
   #certificateRenewMs = 0;
   #signerHash = "";
   readonly #stop = new AbortController();
@@ -230,7 +239,7 @@ export class EdgeController {
       if (record) known.add(node);
       else known.delete(node);
     });
-    await this.#listen();
+    await this.#certify();
     await this.#publish();
     this.#kubelet = new KubeletPorts({
       client,
@@ -326,19 +335,21 @@ export class EdgeController {
     };
   }
 
-  /** Opens the hub with a fresh certificate; a former listener stops accepting, its sessions go on. */
-  async #listen(): Promise<void> {
+  /** Gives the hub a fresh certificate; opens it the first time. */
+  async #certify(): Promise<void> {
     const { listenHub, clock } = this.#ports;
     const { listen, hubUrls, advertiseAddress } = this.#options;
     const hosts = new Set([
       ...hubUrls.map((url) => new URL(url).hostname.replace(/^\[|\]$/g, "")),
       advertiseAddress,
     ]);
-    const certificate = await this.#authority.issueHub([...hosts]);
-    const before = this.#listener;
+    const identity = await this.#authority.issueHub([...hosts]);
+    this.#certificateRenewMs = clock.now() + hubCertificateMs * 2 / 3;
+    this.#signerHash = this.#authority.signerHash;
+    if (this.#listener) return this.#listener.certify(identity);
     try {
-      this.#listener = listenHub(
-        { hostname: listen.host, port: before?.port ?? listen.port, ...certificate },
+      this.#listener = await listenHub(
+        { hostname: listen.host, port: listen.port, ...identity },
         this.#routes(),
       );
     } catch (error) {
@@ -346,9 +357,6 @@ export class EdgeController {
         `Cannot listen on ${listen.host}:${listen.port}: ${errorText(error)}; choose another --listen`,
       );
     }
-    before?.stop();
-    this.#certificateRenewMs = clock.now() + hubCertificateMs * 2 / 3;
-    this.#signerHash = this.#authority.signerHash;
   }
 
   #routes(): HubServerRoutes {
@@ -400,7 +408,7 @@ export class EdgeController {
     const changed = await this.#authority.reload();
     const { clock, log } = this.#ports;
     if (this.#authority.signerHash !== this.#signerHash || clock.now() > this.#certificateRenewMs) {
-      await this.#listen();
+      await this.#certify();
     }
     if (!changed) return;
     log.info("The edge CA was rolled on", { to: this.#authority.state.stage });

@@ -12,6 +12,15 @@ import {
 import { acceptKey, encodeWebSocketFrame, WebSocketDecoder } from "../net/websocket.ts";
 
 const headBytesMax = 8 * 1024;
+/** For what the first listener's queue holds to be accepted, while the second one is there already. */
+const takeoverMs = 500;
+/** Connections after their TLS handshake that have not proved themselves. */
+const guestsMax = 2 * unprovedConnectionsMax;
+/**
+ * Connections at their TLS handshake. Deno cannot close one before its peer has spoken or gone (a Deno.TlsConn is only
+ * dropped after its handshake), so strangers who say nothing keep a file each: this bounds how many.
+ */
+const handshakesMax = 4096;
 const bodyBytesMax = 32 * 1024;
 const chunkBytes = 16 * 1024;
 /** What may wait to be sent to one edge; beyond it the edge is too slow and reconnects. */
@@ -41,43 +50,76 @@ export interface HubRoutes {
   connect(socket: ServerSocket): ServerGuest | undefined;
 }
 
+export interface ServerIdentity {
+  certificate: string;
+  key: string;
+}
 export interface HubListener {
   port: number;
+  /** Connections that come from now on are given this certificate. */
+  certify(identity: ServerIdentity): void;
   /** Stops accepting; what is connected goes on. */
   stop(): void;
 }
 
+/** Rejects when the address cannot be listened on. */
 export function listenHub(
-  options: { hostname: string; port: number; certificate: string; key: string },
+  options: { hostname: string; port: number } & ServerIdentity,
   routes: HubRoutes,
-): HubListener {
-  const listener = Deno.listenTls({
-    hostname: options.hostname,
-    port: options.port,
-    cert: options.certificate,
-    key: options.key,
-    reusePort: true,
-    alpnProtocols: ["http/1.1"],
+): Promise<HubListener> {
+  const { hostname } = options;
+  const door: Door = { handshakes: 0, guests: 0 };
+  const open = (port: number, { certificate, key }: ServerIdentity) => {
+    const tls = { cert: certificate, key, alpnProtocols: ["http/1.1"] };
+    const listener = Deno.listenTls({ hostname, port, ...tls, reusePort: true });
+    void accept(listener, routes, door);
+    return listener;
+  };
+  return new Promise((resolve) => {
+    let listener = open(options.port, options);
+    const { port } = listener.addr;
+    resolve({
+      port,
+      // A second listener on the same port takes over, then the first one goes: no moment without an open door.
+      certify: (identity) => {
+        const before = listener;
+        listener = open(port, identity);
+        setTimeout(() => before.close(), takeoverMs);
+      },
+      stop: () => listener.close(),
+    });
   });
-  let open = 0;
-  (async () => {
-    for (;;) {
-      let conn: Deno.TlsConn;
-      try {
-        conn = await listener.accept();
-      } catch (error) {
-        if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) return;
-        continue; // one failed handshake is no reason to stop
-      }
-      if (open >= 2 * unprovedConnectionsMax) {
-        close(conn);
-        continue;
-      }
-      open++;
-      serve(conn, routes, () => open--).catch(() => {}).finally(() => close(conn));
+}
+
+/** Who stands at the door, counted. */
+interface Door {
+  handshakes: number;
+  guests: number;
+}
+
+async function accept(listener: Deno.TlsListener, routes: HubRoutes, door: Door): Promise<void> {
+  for (;;) {
+    let conn: Deno.TlsConn;
+    try {
+      conn = await listener.accept();
+    } catch (error) {
+      if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) return;
+      continue; // one failed handshake is no reason to stop
     }
-  })();
-  return { port: listener.addr.port, stop: () => listener.close() };
+    door.handshakes++;
+    conn.handshake().finally(() => door.handshakes--).then(() => {
+      if (door.guests >= guestsMax) return;
+      door.guests++;
+      let counted = true;
+      const settled = () => {
+        if (counted) door.guests--;
+        counted = false;
+      };
+      return serve(conn, routes, settled).finally(settled);
+    }).catch(() => {}).finally(() => close(conn));
+    // Those who wait here do no harm to those who are inside.
+    while (door.handshakes >= handshakesMax) await new Promise((resolve) => setTimeout(resolve, 100));
+  }
 }
 
 async function serve(conn: Deno.TlsConn, routes: HubRoutes, settled: () => void): Promise<void> {

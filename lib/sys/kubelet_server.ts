@@ -145,7 +145,7 @@ async function plain(
   response.writeHead(head.status, head.headers.filter(([name]) => !hopByHop.has(name.toLowerCase())).flat());
   response.flushHeaders();
   for await (const chunk of stream.readable) {
-    if (!response.write(chunk)) await new Promise((resolve) => response.once("drain", resolve));
+    if (!response.write(chunk)) await drained(response);
   }
   response.end();
 }
@@ -183,12 +183,25 @@ async function upgrade(
   socket.resume();
   try {
     for await (const chunk of stream.readable) {
-      if (!socket.write(chunk)) await new Promise((resolve) => socket.once("drain", resolve));
+      if (!socket.write(chunk)) await drained(socket);
     }
     socket.end();
   } catch {
     socket.destroy();
   }
+}
+
+/** Resolves when more can be written, or nobody reads any more. */
+function drained(to: Duplex | ServerResponse): Promise<void> {
+  return new Promise((resolve) => {
+    const done = () => {
+      to.off("drain", done);
+      to.off("close", done);
+      resolve();
+    };
+    to.on("drain", done);
+    to.on("close", done);
+  });
 }
 
 const hopByHop = new Set([

@@ -75,7 +75,7 @@ export async function startCloud(before: (world: World) => void = () => {}): Pro
     metrics,
     listenHub: (_options, given) => {
       routes = given;
-      return { port: 10443, stop() {} };
+      return Promise.resolve({ port: 10443, certify() {}, stop() {} });
     },
     listenKubelet: (options, handlers) => {
       kubeletPorts.set(options.port, handlers);

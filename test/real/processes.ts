@@ -1,4 +1,7 @@
-/** Programs that a test starts: each with its log, ended by pid in reverse order, also when the test run is broken off. */
+/**
+ * Programs that a test starts: each with its log and its recorded pid, ended by pid in reverse order, also when the test
+ * run is broken off.
+ */
 
 export interface Program {
   readonly pid: number;
@@ -36,7 +39,7 @@ export async function cleanUp(): Promise<void> {
   }
 }
 
-/** Starts a program with standard output and error in `log`, appended. */
+/** Starts a program with standard output and error in `log`, appended; its pid stands in `log` + ".pid". */
 export function start(command: string[], options: { log: string; env?: Record<string, string> }): Program {
   const [program = "", ...args] = command;
   const file = Deno.openSync(options.log, { append: true, create: true });
@@ -47,6 +50,7 @@ export function start(command: string[], options: { log: string; env?: Record<st
     stdout: "piped",
     stderr: "piped",
   }).spawn();
+  Deno.writeTextFileSync(`${options.log}.pid`, `${child.pid} ${startTime(child.pid)}`);
   let alive = true;
   let left = 2;
   for (const stream of [child.stdout, child.stderr]) {
@@ -64,6 +68,33 @@ export function start(command: string[], options: { log: string; env?: Record<st
   };
   atEnd(() => stop());
   return { pid: child.pid, log: options.log, running: () => alive, stop };
+}
+
+/** Ends what `start` recorded below `dir` and nobody ended: its owner was killed. */
+export function killRecorded(dir: string): void {
+  for (const { name } of entries(dir)) {
+    if (!name.endsWith(".pid")) continue;
+    const [pid = "", since] = Deno.readTextFileSync(`${dir}/${name}`).split(" ");
+    if (since && startTime(Number(pid)) === since) Deno.kill(Number(pid), "SIGKILL");
+  }
+}
+
+/** Field 22 of /proc/PID/stat tells a process from a later one of the same number; empty when there is none. */
+function startTime(pid: number): string {
+  try {
+    return Deno.readTextFileSync(`/proc/${pid}/stat`).replace(/^.*\) /, "").split(" ")[19] ?? "";
+  } catch {
+    return "";
+  }
+}
+
+/** The entries of a directory, none where it is missing. */
+export function entries(dir: string): Deno.DirEntry[] {
+  try {
+    return [...Deno.readDirSync(dir)];
+  } catch {
+    return [];
+  }
 }
 
 export interface Output {
@@ -96,12 +127,16 @@ export async function run(
   return { code, stdout: text(stdout), stderr: text(stderr) };
 }
 
-/** Throws with everything that it said when it fails. */
-export async function must(command: string[], options: Parameters<typeof run>[1] = {}): Promise<string> {
-  const { code, stdout, stderr } = await run(command, options);
+/** Throws with everything that it said when it fails. A string is split at spaces, and no shell sees it. */
+export async function must(
+  command: string | string[],
+  options: Parameters<typeof run>[1] = {},
+): Promise<string> {
+  const words = typeof command === "string" ? command.split(" ") : command;
+  const { code, stdout, stderr } = await run(words, options);
   if (code !== 0) {
     throw new Error(
-      `${command.join(" ").slice(0, 200)} ended with ${code}: ${stderr.trim() || stdout.trim()}`,
+      `${words.join(" ").slice(0, 200)} ended with ${code}: ${stderr.trim() || stdout.trim()}`,
     );
   }
   return stdout;
@@ -123,6 +158,7 @@ export async function until<T>(
     try {
       const value = await ask();
       if (value !== false && value !== undefined) return value;
+      last = "";
     } catch (error) {
       last = error instanceof Error ? error.message : String(error);
     }
