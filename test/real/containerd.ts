@@ -62,3 +62,8 @@ oom_score = 0
   stream_server_port = "0"
 `;
 }
+
+/** certs.d of a registry that speaks plain HTTP. */
+export function registryConfig(host: string): string {
+  return `server = "http://${host}"\n[host."http://${host}"]\n  capabilities = ["pull", "resolve"]\n`;
+}

@@ -94,35 +94,43 @@ function image(name: string, entries: Entry[], config: unknown): Uint8Array {
 
 export const pauseImage = "registry.k8s.io/pause:3.10";
 export const busyboxImage = "docker.io/library/busybox:1";
+/** Serves a page with the pod's name on port 8080. */
+export const webImage = "docker.io/kubeedge/web:1";
 
 /** Archives of the images that every node has, by name. */
 export async function nodeImages(): Promise<Map<string, Uint8Array>> {
-  const busybox = await Deno.readFile("/bin/busybox"), catatonit = await Deno.readFile("/usr/bin/catatonit");
-  const applets = new TextDecoder().decode(
-    (await new Deno.Command("/bin/busybox", { args: ["--list"] }).output()).stdout,
-  ).trim().split("\n");
-  const links = applets.filter((name) => name !== "busybox").map((name) => ({
-    path: `bin/${name}`,
-    mode: 0o777,
-    link: "busybox",
-  }));
-  const passwd = new TextEncoder().encode("root:x:0:0:root:/root:/bin/sh\n");
   return new Map([
+    [pauseImage, await pauseArchive()],
+    [busyboxImage, await busyboxArchive(busyboxImage, { Cmd: ["sh"] })],
     [
-      pauseImage,
-      image(pauseImage, [{ path: "pause", mode: 0o755, data: catatonit }], { Entrypoint: ["/pause", "-P"] }),
-    ],
-    [
-      busyboxImage,
-      image(busyboxImage, [
-        { path: "bin/", mode: 0o755 },
-        { path: "bin/busybox", mode: 0o755, data: busybox },
-        { path: "etc/passwd", mode: 0o644, data: passwd },
-        ...links,
-      ], {
-        Cmd: ["sh"],
-        Env: ["PATH=/bin"],
-      }),
+      webImage,
+      await busyboxArchive(webImage, { Cmd: ["sh", "-c", webScript], ExposedPorts: { "8080/tcp": {} } }),
     ],
   ]);
+}
+
+const webScript =
+  `echo "$HOSTNAME serves port 8080"; mkdir -p /www; echo "hello from $HOSTNAME" > /www/index.html; ` +
+  "exec httpd -f -v -p 8080 -h /www";
+
+async function pauseArchive(): Promise<Uint8Array> {
+  const data = await Deno.readFile("/usr/bin/catatonit");
+  return image(pauseImage, [{ path: "pause", mode: 0o755, data }], { Entrypoint: ["/pause", "-P"] });
+}
+
+/** busybox with all its applets. */
+export async function busyboxArchive(name: string, config: Record<string, unknown>): Promise<Uint8Array> {
+  const data = await Deno.readFile("/bin/busybox");
+  const { stdout } = await new Deno.Command("/bin/busybox", { args: ["--list"] }).output();
+  const applets = new TextDecoder().decode(stdout).trim().split("\n").filter((applet) =>
+    applet !== "busybox"
+  );
+  const passwd = new TextEncoder().encode("root:x:0:0:root:/root:/bin/sh\n");
+  const entries = [
+    { path: "bin/", mode: 0o755 },
+    { path: "bin/busybox", mode: 0o755, data },
+    { path: "etc/passwd", mode: 0o644, data: passwd },
+    ...applets.map((applet) => ({ path: `bin/${applet}`, mode: 0o777, link: "busybox" })),
+  ];
+  return image(name, entries, { Env: ["PATH=/bin"], ...config });
 }

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { X509Certificate } from "node:crypto";
-import { fromHex } from "../../lib/core/bytes.ts";
+import { fromHex, hex } from "../../lib/core/bytes.ts";
 import {
   authorityHash,
   checkCertificate,
@@ -19,7 +19,7 @@ import {
 } from "../../lib/crypto/x509.ts";
 
 const nowMs = Date.UTC(2026, 5, 1), hourMs = 3_600_000;
-const serial = fromHex("102030405060708");
+const serial = fromHex("0102030405060708");
 const authority = await makeAuthority("ca one", { nowMs, days: 100, serial });
 const other = await makeAuthority("ca one", { nowMs, days: 100, serial });
 const key = await makeKey();
@@ -126,14 +126,15 @@ Deno.test("only P-256 keys are taken", async () => {
 });
 
 Deno.test("server certificates name their addresses", async () => {
-  const facts = new X509Certificate(
-    await leaf({ usage: "server", addresses: ["127.0.0.1", "hub.example", "fd00::1"] }),
-  );
+  const issued = await leaf({ usage: "server", addresses: ["127.0.0.1", "hub.example", "fd00::1"] });
+  const facts = new X509Certificate(issued);
   assert.match(
     facts.subjectAltName ?? "",
     /IP Address:127\.0\.0\.1, DNS:hub\.example, IP Address:fd00::1/i,
   );
-  assert.deepEqual(facts.keyUsage, ["1.3.6.1.5.5.7.3.1"]);
+  // serverAuth and nothing else: 1.3.6.1.5.5.7.3.1 in DER, and not clientAuth, which ends in 2.
+  const der = hex(unpem(issued));
+  assert.ok(der.includes("2b06010505070301") && !der.includes("2b06010505070302"));
 });
 
 Deno.test("the hash of a CA is of its key, so a renewed certificate keeps it", () => {
