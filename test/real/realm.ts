@@ -223,16 +223,16 @@ export class Realm {
 }
 
 const directory = (number: number) => `/tmp/kubeedge-realm-${number}`;
-const lock = (number: number) => `${directory(number)}.pid`;
 
-/** The first number that no living process holds. */
+/** The first number that no living process has locked. */
 async function takeNumber(): Promise<number> {
   for (let number = 1; number < 50; number++) {
-    const owner = Number(await Deno.readTextFile(lock(number)).catch(() => "0"));
-    if (owner !== 0 && entries(`/proc/${owner}`).length > 0) continue;
-    await Deno.writeTextFile(lock(number), String(Deno.pid));
-    atEnd(() => Deno.remove(lock(number)));
-    return number;
+    const lock = await Deno.open(`${directory(number)}.lock`, { create: true, write: true });
+    if (await lock.tryLock(true)) {
+      atEnd(() => lock.close());
+      return number;
+    }
+    lock.close();
   }
   throw new Error("no realm number is free");
 }
