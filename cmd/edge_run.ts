@@ -22,9 +22,14 @@ import { logSink } from "../lib/sys/log_sink.ts";
 import { podCgroups } from "../lib/sys/pod_cgroups.ts";
 import { podFiles } from "../lib/sys/pod_files.ts";
 import { prober } from "../lib/sys/prober.ts";
+import { trimMemory } from "../lib/sys/memory.ts";
 import { fileSystemStats, nodeStats } from "../lib/sys/node_stats.ts";
 import { openStore } from "../lib/sys/store.ts";
 import { stopSignal } from "./support/shutdown.ts";
+
+/** After the start, and from then on: memory that is not needed any more goes back. */
+const trimFirstMs = 8000;
+const trimMs = 60_000;
 
 export interface EdgeRunOptions {
   rootDir: string;
@@ -117,7 +122,10 @@ export async function runEdge(options: EdgeRunOptions): Promise<void> {
     ready: () => core.ready(),
     metrics: () => metrics.text(),
   });
+  const trim = setInterval(trimMemory, trimMs);
+  setTimeout(trimMemory, trimFirstMs);
   const signal = await stop;
+  clearInterval(trim);
   log.info("Stopping; containers run on", { reason: signal });
   admin.close();
   status?.close();

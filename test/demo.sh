@@ -27,7 +27,8 @@ case "${1:-start}" in
     echo "$pid" >"$pidfile"
     trap 'echo "stopping"; kill "$pid" 2>/dev/null || true; wait "$pid" || true; exit 130' INT TERM
     # What it says, until it is ready or has ended.
-    sed '/^demo: ready$/{d;q}' < <(exec tail -n +1 -f --pid="$pid" "$log")
+    sed -u '/^demo: ready$/Q' < <(exec tail -n +1 -f --pid="$pid" "$log")
+    kill $! 2>/dev/null || true
     running >/dev/null || exit 1
     ;;
   stop)

@@ -13,6 +13,8 @@ import type { PodPorts } from "./ports.ts";
 import { agentAnnotation, containerNameLabel, podKey, podUid, podUidLabel } from "./state.ts";
 import { PodWorker, type WorkerContext } from "./worker.ts";
 
+/** A pod whose containers cannot be looked at yet. */
+const adoptRetryMs = 500;
 /** Waits between looks at a container whose exit was told. */
 const exitRetryMs = [5, 10, 20, 50, 100, 200, 500, 1000] as const;
 
@@ -164,7 +166,9 @@ export class Pods {
         pod: podKey(worker.pod),
         error: errorText(error),
       });
-      await this.#ports.clock.sleep(1000);
+      await this.#ports.clock.sleep(adoptRetryMs);
+      // What was listed at the start may be gone by now.
+      this.#adopted = await this.#list().catch(() => this.#adopted);
       if (!this.#stopped) return await this.#start(worker);
     }
     await worker.run();
