@@ -149,18 +149,26 @@ function stubText(hash: string): string {
   const make = (skip: number) =>
     `#!/bin/sh
 # kubeedge ${version}: unpacks itself once (needs gzip and tar) and runs from there. KUBEEDGE_UNPACK names another place.
-home="\${KUBEEDGE_UNPACK:-}"
+home="\${KUBEEDGE_UNPACK:-}" part=""
+fail() { rm -rf "$part"; echo "kubeedge: cannot unpack into $home: $1" >&2; exit 1; }
 if [ -z "$home" ]; then
-  if [ "$(id -u)" = 0 ]; then home=/var/cache/kubeedge; else home="\${XDG_CACHE_HOME:-\${HOME:-/tmp}/.cache}/kubeedge/program"; fi
+  if [ "$(id -u)" = 0 ]; then home=/var/cache/kubeedge
+  elif [ -n "\${XDG_CACHE_HOME:-\${HOME:-}}" ]; then home="\${XDG_CACHE_HOME:-$HOME/.cache}/kubeedge/program"
+  else fail "HOME is not set; name a directory of yours with KUBEEDGE_UNPACK"; fi
 fi
-dir="$home/${hash}"
-if [ ! -x "$dir/deno" ]; then
-  part="$home/.${hash}.$$"
-  fail() { rm -rf "$part"; echo "kubeedge: cannot unpack into $home: $1" >&2; exit 1; }
+dir="$home/${hash}" part="$home/.${hash}.$$"
+whole() { [ -x "$dir/deno" ] && [ -s "$dir/main.js" ] && [ -s "$dir/store_worker.js" ]; }
+if ! whole; then
+  mask=$(umask)
   umask 022
+  trap 'rm -rf "$part"; exit 1' HUP INT TERM
   mkdir -p "$part" || fail "no such directory, and it cannot be made"
-  tail -c +${skip} "$0" | gzip -dc | tar -xf - -C "$part" || fail "is the disk full?"
-  mv -T "$part" "$dir" 2>/dev/null || { [ -x "$dir/deno" ] || fail "it cannot be renamed"; rm -rf "$part"; }
+  tail -c +${skip} "$0" | gzip -dc | tar -xf - -C "$part" && [ -s "$part/store_worker.js" ] || fail "is the disk full?"
+  sync -f "$part" 2>/dev/null || sync # a power cut must not leave the new name with empty files
+  mv -T "$part" "$dir" 2>/dev/null || whole || { rm -rf "$dir" && mv -T "$part" "$dir"; } || fail "it cannot be renamed"
+  rm -rf "$part"
+  trap - HUP INT TERM
+  umask "$mask"
 fi
 self="$0"; case "$self" in /*) ;; */*) self="$PWD/$self" ;; *) self="$(command -v "$self")" ;; esac
 export KUBEEDGE_BUILT="self-extracting" KUBEEDGE_EXECUTABLE="$self" DENO_NO_UPDATE_CHECK=1

@@ -29,7 +29,7 @@ import { stopSignal } from "./support/shutdown.ts";
 
 /** After the start, and from then on: memory that is not needed any more goes back. */
 const trimFirstMs = 8000;
-const trimMs = 60_000;
+const trimMs = 20_000;
 
 export interface EdgeRunOptions {
   rootDir: string;

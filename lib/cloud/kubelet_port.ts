@@ -148,7 +148,8 @@ export class KubeletPorts {
       open: (open) =>
         this.#ports.openStream(node, open) ??
           {
-            status: 503,
+            // kube-apiserver keeps the words of a 503 to itself; those of a 502 reach kubectl.
+            status: 502,
             message:
               `node "${node}" is not connected to the cloud; try again when "kubeedge cloud nodes" shows it connected`,
           },

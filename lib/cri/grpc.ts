@@ -113,27 +113,42 @@ export async function* stream<M extends DescMethod>(
 function checkStatus(name: string, status: number, headers: Headers): void {
   const code = headers.get("grpc-status");
   if (code !== null && code !== "0") {
-    const message = decodeURIComponent(
-      (headers.get("grpc-message") ?? "").replaceAll(/%(?![0-9A-Fa-f]{2})/g, "%25"),
-    );
+    const message = decoded(headers.get("grpc-message") ?? "");
     throw new CriError(message || `${name} failed`, codeNames[Number(code)] ?? "Unknown");
   }
   if (status !== 200) throw new CriError(`${name}: HTTP ${status} from the container runtime`, "Unavailable");
 }
 
+/** Pieces are gathered until a message is whole: joined with every piece, a long answer would cost the square of its length. */
 async function* messages(body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
-  let rest: Uint8Array = new Uint8Array(0);
+  let parts: Uint8Array[] = [];
+  let held = 0, needed = 5;
   for await (const chunk of body) {
-    rest = rest.length === 0 ? chunk : concat([rest, chunk]);
-    while (rest.length >= 5) {
+    parts.push(chunk);
+    held += chunk.length;
+    if (held < needed) continue;
+    let rest: Uint8Array = parts.length === 1 ? chunk : concat(parts);
+    for (needed = 5; rest.length >= needed; needed = 5) {
       const length = new DataView(rest.buffer, rest.byteOffset).getUint32(1);
       if (rest[0] !== 0 || length > messageBytesMax) {
         throw new CriError("unexpected message from the container runtime", "Internal");
       }
-      if (rest.length < 5 + length) break;
-      yield rest.subarray(5, 5 + length);
-      rest = rest.subarray(5 + length);
+      needed = 5 + length;
+      if (rest.length < needed) break;
+      yield rest.subarray(5, needed);
+      rest = rest.subarray(needed);
     }
+    parts = [rest];
+    held = rest.length;
   }
-  if (rest.length > 0) throw new CriError("the answer ended inside a message", "Unavailable");
+  if (held > 0) throw new CriError("the answer ended inside a message", "Unavailable");
+}
+
+/** grpc-message is percent-encoded UTF-8; what is not is shown as it came. */
+function decoded(message: string): string {
+  try {
+    return decodeURIComponent(message.replaceAll(/%(?![0-9A-Fa-f]{2})/g, "%25"));
+  } catch {
+    return message;
+  }
 }

@@ -5,6 +5,8 @@
 
 /** From this resident size on it is worth the trouble, bytes. */
 const trimFromBytes = 56 * 1024 * 1024;
+/** And when so much has gathered since the last time, bytes: a trim costs a collection and some page faults. */
+const worthBytes = 6 * 1024 * 1024;
 /** MADV_PAGEOUT (Linux 5.4): clean pages of a file are dropped, and come back from the page cache when they are used. */
 const pageOut = 21;
 
@@ -31,9 +33,12 @@ function loadLibc(): Libc | null {
   return libc;
 }
 
-/** Does nothing below the threshold. `gc` is there with `--expose-gc`. */
+/** Resident size after the last trim, bytes. */
+let trimmedBytes = 0;
+
+/** Does nothing while little has gathered since the last time. `gc` is there with `--expose-gc`. */
 export function trimMemory(): void {
-  if (Deno.memoryUsage().rss < trimFromBytes) return;
+  if (Deno.memoryUsage().rss < Math.max(trimFromBytes, trimmedBytes + worthBytes)) return;
   (globalThis as { gc?: () => void }).gc?.();
   const system = loadLibc();
   if (!system) return;
@@ -46,4 +51,5 @@ export function trimMemory(): void {
     const from = BigInt(`0x${start}`);
     system.pageOut(from, BigInt(`0x${end}`) - from);
   }
+  trimmedBytes = Deno.memoryUsage().rss;
 }

@@ -52,7 +52,7 @@ void (async () => {
       ready.set(name, performance.now());
     }
   }
-})();
+})().catch(() => {}); // the cluster ends before the watch
 
 let next = 0;
 async function create(node: string): Promise<{ name: string; atMs: number }> {
@@ -96,7 +96,11 @@ async function residentMiB(pid: number): Promise<number> {
 }
 
 async function measure(node: string, agent: Program, figures: Figures): Promise<void> {
-  await until(`${node} is Ready`, 60_000, () => realm.ready(node));
+  await until(`${node} is Ready`, 60_000, () => realm.ready(node)).catch(async (error: unknown) => {
+    throw new Error(
+      `${error}: ${await realm.ok("get", "node", node, "-o", "jsonpath={.status.conditions}")}`,
+    );
+  });
   await sleep(3000);
   await remove([await create(node)].map(({ name }) => name)); // the first one warms up
   for (let i = 0; i < podCount; i++) {
@@ -176,15 +180,21 @@ const startKubelet = () =>
 
 const empty = (): Figures => ({ singleMs: [], burstMs: [], deleteMs: [], residentMiB: [] });
 const ours = empty(), theirs = empty();
-for (let round = 1; round <= rounds; round++) {
-  console.log(`round ${round} of ${rounds}: kubeedge`);
-  edge.start();
-  await measure("edge1", edge.agent, ours);
-  await edge.agent.stop();
-  console.log(`round ${round} of ${rounds}: kubelet`);
-  const kubelet = startKubelet();
-  await measure(kubeletNode, kubelet, theirs);
-  await kubelet.stop();
+try {
+  for (let round = 1; round <= rounds; round++) {
+    console.log(`round ${round} of ${rounds}: kubelet`);
+    const kubelet = startKubelet();
+    await measure(kubeletNode, kubelet, theirs);
+    await kubelet.stop();
+    console.log(`round ${round} of ${rounds}: kubeedge`);
+    edge.start();
+    await measure("edge1", edge.agent, ours);
+    await edge.agent.stop();
+  }
+} catch (error) {
+  console.error(String(error));
+  await cleanUp();
+  Deno.exit(1);
 }
 
 const median = (values: number[]) =>

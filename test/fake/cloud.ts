@@ -203,6 +203,8 @@ export class EdgeLink {
   readonly streams: { stream: WireStream; open: StreamOpen }[] = [];
   bytesReceived = 0;
   bytesSent = 0;
+  /** Heartbeats go out as the simulated time passes; false: the link has died without a word. */
+  beating = true;
   readonly #guest: { message(bytes: Uint8Array): void; closed(): void } | undefined;
 
   constructor(
@@ -280,6 +282,12 @@ export class EdgeLink {
         }),
     });
     if (!this.#guest) this.closed = "too many guests";
+    const beat = () => {
+      if (!this.beating || this.over) return;
+      session.tick(clock.monotonic());
+      clock.timer(1000, beat);
+    };
+    clock.timer(1000, beat);
   }
 
   get over(): boolean {

@@ -121,6 +121,17 @@ export class Edge {
   command(name: string, ...args: string[]): Promise<Output> {
     return run(this.inside([...kubeedge(), "edge", name, "--root-dir", this.rootDir, ...args]));
   }
+  /** `edge reset`; the agent is to be stopped before. */
+  reset(): Promise<Output> {
+    const flags = this.flags.filter((flag) =>
+      /^--(root-dir|runtime-endpoint|pod-log-dir|cgroup-root)=/.test(flag)
+    );
+    return run(this.inside([...kubeedge(), "edge", "reset", "--yes", ...flags]));
+  }
+  /** PEM of the CAs that the node trusts. */
+  readCa(): Promise<string> {
+    return Deno.readTextFile(`${this.rootDir}/pki/ca.crt`);
+  }
   async connected(): Promise<boolean> {
     const { stdout } = await this.command("status", "-o", "json");
     return (JSON.parse(stdout) as { cloud: { state: string } }).cloud.state === "connected";

@@ -48,50 +48,78 @@ if [ -z "$deno" ]; then
 fi
 say "Deno: $("$deno" --version | head -1)"
 
-# ---- Kubernetes, etcd and containerd from their Go modules
-kubernetes=1.37.2 etcd=3.7.3 containerd=2.4.2
-go_version=1.26.8
+# ---- Kubernetes, etcd and containerd from their Go modules; kube-apiserver first, what it compiles serves the others too
+kubernetes=1.37.2 etcd=3.7.3 containerd=2.4.2 go_version=1.26.8
+programs="kube-apiserver:$kubernetes kube-controller-manager:$kubernetes kube-scheduler:$kubernetes kubectl:$kubernetes
+  etcd:$etcd containerd:$containerd containerd-shim-runc-v2:$containerd ctr:$containerd kubelet:$kubernetes"
+
+# Whether the program is there in this version; what was put there by other means is asked once.
+present() { # NAME VERSION
+  [ -x "$bin/$1" ] || return 1
+  [ "$(cat "$bin/$1.version" 2>/dev/null)" = "$2" ] && return
+  local flag=--version said
+  case $1 in kubectl) flag="version --client" ;; containerd-shim-runc-v2) flag=-v ;; esac
+  # shellcheck disable=SC2086 -- a flag may be two words
+  said=$("$bin/$1" $flag 2>/dev/null || true)
+  grep -qE "(^|[ v])${2//./\\.}([+ ]|\$)" <<<"$said" && echo "$2" >"$bin/$1.version"
+}
+
+# A Go that can build with go_version, which it may fetch itself (from 1.21 on); else that Go from the module proxy.
 find_go() {
+  local candidate proxy name
+  able() { [ -n "$1" ] && [ -x "$1" ] && "$1" version 2>/dev/null | grep -qE 'go1\.(2[1-9]|[3-9][0-9])'; }
   for candidate in "$(command -v go || true)" /usr/local/go/bin/go "$cache/go/bin/go"; do
-    [ -n "$candidate" ] && [ -x "$candidate" ] || continue
-    "$candidate" version 2>/dev/null | grep -qE 'go1\.(2[1-9]|[3-9][0-9])' && { echo "$candidate"; return; }
+    if able "$candidate"; then echo "$candidate"; return; fi
   done
-  proxy="${GOPROXY:-$(cat "${XDG_CONFIG_HOME:-$HOME/.config}/go/env" 2>/dev/null | sed -n 's/^GOPROXY=//p')}"
-  proxy="${proxy%%,*}"
-  [ -n "$proxy" ] || die "no Go of 1.21 or later was found; install one, or set GOPROXY to a Go module proxy"
+  if ! command -v go >/dev/null && [ -z "${GOPROXY:-}" ]; then
+    say "installing golang-go"
+    apt-get install -y -qq --no-install-recommends golang-go >>"$cache/apt.log" 2>&1 || die "no Go was found, and golang-go cannot be installed: install Go 1.21 or later, or set GOPROXY to a Go module proxy"
+    if able "$(command -v go)"; then command -v go; return; fi
+  fi
+  proxy="${GOPROXY:-$(go env GOPROXY)}" proxy="${proxy%%[,|]*}"
+  case $proxy in http*) ;; *) die "no Go of 1.21 or later was found; install one, or set GOPROXY to a Go module proxy" ;; esac
+  name="v0.0.1-go$go_version.linux-$(uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')"
   say "installing Go $go_version from the module proxy"
-  arch=$(uname -m | sed 's/x86_64/amd64/; s/aarch64/arm64/')
-  name="golang.org/toolchain@v0.0.1-go$go_version.linux-$arch"
-  curl -fsSL -o "$cache/go.zip" "$proxy/golang.org/toolchain/@v/v0.0.1-go$go_version.linux-$arch.zip" || die "cannot fetch Go"
+  curl -fsSL -o "$cache/go.zip" "$proxy/golang.org/toolchain/@v/$name.zip" || die "cannot fetch Go $go_version from the module proxy"
   rm -rf "$cache/go" "$cache/golang.org"
   unzip -q -d "$cache" "$cache/go.zip"
-  mv "$cache/$name" "$cache/go"
+  mv "$cache/golang.org/toolchain@$name" "$cache/go"
   rm -rf "$cache/go.zip" "$cache/golang.org"
   chmod +x "$cache"/go/bin/* "$cache"/go/pkg/tool/*/*
   echo "$cache/go/bin/go"
 }
-build() { # MODULE NAME FLAGS PACKAGE
-  local module=$1
-  shift
-  [ -x "$bin/$1" ] && return
-  say "building $1 (once; kube-apiserver takes some minutes)"
-  (cd "test/real/go/$module" && GOTOOLCHAIN="${GOTOOLCHAIN:-auto}" CGO_ENABLED=0 GOFLAGS=-buildvcs=false "$go" build -ldflags "$2" -o "$bin/$1.new" "$3") >>"$cache/build.log" 2>&1 ||
-    die "building $1 failed, see $cache/build.log"
+
+build() { # NAME VERSION
+  local module=kubernetes package=k8s.io/kubernetes/cmd/$1 flags="-s -w" version=k8s.io/component-base/version
+  case $1 in
+    etcd) module=etcd package=. ;;
+    containerd* | ctr)
+      module=containerd package=github.com/containerd/containerd/v2/cmd/$1
+      flags+=" -X github.com/containerd/containerd/v2/version.Version=$2"
+      ;;
+    *) flags+=" -X $version.gitVersion=v$2 -X $version.gitMajor=1 -X $version.gitMinor=$(cut -d. -f2 <<<"$2")" ;;
+  esac
+  say "building $1 $2"
+  (
+    cd "test/real/go/$module"
+    GOTOOLCHAIN=${GOTOOLCHAIN:-auto} CGO_ENABLED=0 GOFLAGS=-buildvcs=false \
+      "$go" build -v -ldflags "$flags" -o "$bin/$1.new" "$package" 2>&1 | tee -a "$cache/build.log" |
+      while read -r _; do
+        lines=$((${lines:-0} + 1))
+        if [ $((lines % 250)) = 0 ]; then say "building $1 $2: $lines packages"; fi
+      done
+  ) || die "building $1 failed, see $cache/build.log"
   mv "$bin/$1.new" "$bin/$1"
+  echo "$2" >"$bin/$1.version"
 }
-wanted=(kube-apiserver kube-controller-manager kube-scheduler kubectl etcd containerd containerd-shim-runc-v2 ctr kubelet)
-for name in "${wanted[@]}"; do
-  if [ ! -x "$bin/$name" ]; then
-    go=$(find_go)
-    v=k8s.io/component-base/version
-    kube="-s -w -X $v.gitVersion=v$kubernetes -X $v.gitMajor=1 -X $v.gitMinor=37"
-    for part in kube-apiserver kube-controller-manager kube-scheduler kubectl kubelet; do build kubernetes $part "$kube" k8s.io/kubernetes/cmd/$part; done
-    build etcd etcd "-s -w" .
-    for part in containerd containerd-shim-runc-v2 ctr; do
-      build containerd $part "-s -w -X github.com/containerd/containerd/v2/version.Version=$containerd" github.com/containerd/containerd/v2/cmd/$part
-    done
-    break
-  fi
-done
+
+missing=()
+for program in $programs; do present "${program%:*}" "${program#*:}" || missing+=("$program"); done
+if [ ${#missing[@]} -gt 0 ]; then
+  say "${#missing[@]} programs are built from their Go modules, once; from empty caches it takes some 15 minutes on two cores"
+  go=$(find_go)
+  : >"$cache/build.log"
+  for program in "${missing[@]}"; do build "${program%:*}" "${program#*:}"; done
+fi
 say "Kubernetes $kubernetes, etcd $etcd, containerd $containerd are ready"
 echo "$deno"

@@ -9,6 +9,16 @@ import { pullCredentials } from "./pull_secrets.ts";
 /** Pulls at once on one node: a slow link gains nothing from more. */
 const pullsMax = 5;
 
+/** [DOMAIN/]PATH[:TAG][@DIGEST] as github.com/distribution/reference reads it. */
+const imageName = (() => {
+  const label = "[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?";
+  const domain = `(?:${label}(?:\\.${label})*|\\[[a-fA-F0-9:]+\\])(?::[0-9]+)?`;
+  const component = "[a-z0-9]+(?:(?:\\.|_|__|-+)[a-z0-9]+)*";
+  const tag = "[\\w][\\w.-]{0,127}",
+    digest = "[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}";
+  return new RegExp(`^(?:${domain}/)?${component}(?:/${component})*(?::${tag})?(?:@${digest})?$`);
+})();
+
 export type ImageResult = { state: "ok"; reference: string } | {
   state: "failed";
   reason: string;
@@ -30,7 +40,7 @@ export class Images {
     const image = container.image ?? "";
     const policy = container.imagePullPolicy ??
       (/(:latest|^[^:]*|\/[^:@]*)$/.test(image) && !image.includes("@") ? "Always" : "IfNotPresent");
-    if (!/^[\w][\w.\-/:@]*$/.test(image)) {
+    if (!imageName.test(image)) {
       const message =
         `Failed to apply default image tag "${image}": couldn't parse image name "${image}": invalid reference format`;
       event(pod, { type: "Warning", reason: "InspectFailed", message, fieldPath });
