@@ -10,17 +10,17 @@ import {
   unprovedTimeoutMs,
 } from "../core/limits.ts";
 import { acceptKey, encodeWebSocketFrame, WebSocketDecoder } from "../net/websocket.ts";
+import { shutdownConnections } from "./tcp_shutdown.ts";
 
 const headBytesMax = 8 * 1024;
 /** For what the first listener's queue holds to be accepted, while the second one is there already. */
 const takeoverMs = 500;
 /** Connections after their TLS handshake that have not proved themselves. */
 const guestsMax = 2 * unprovedConnectionsMax;
-/**
- * Connections at their TLS handshake. Deno cannot close one before its peer has spoken or gone (a Deno.TlsConn is only
- * dropped after its handshake), so strangers who say nothing keep a file each: this bounds how many.
- */
-const handshakesMax = 4096;
+/** Connections at their TLS handshake; beyond it the oldest go, who had the most time for it. */
+const handshakesMax = 1024;
+/** How often those who take too long are looked for. */
+const sweepMs = 250;
 const bodyBytesMax = 32 * 1024;
 const chunkBytes = 16 * 1024;
 /** What may wait to be sent to one edge; beyond it the edge is too slow and reconnects. */
@@ -64,11 +64,12 @@ export interface HubListener {
 
 /** Rejects when the address cannot be listened on. */
 export function listenHub(
-  options: { hostname: string; port: number } & ServerIdentity,
+  options: { hostname: string; port: number; handshakeTimeoutMs?: number } & ServerIdentity,
   routes: HubRoutes,
 ): Promise<HubListener> {
-  const { hostname } = options;
-  const door: Door = { handshakes: 0, guests: 0 };
+  const { hostname, handshakeTimeoutMs = unprovedTimeoutMs } = options;
+  const door: Door = { handshakes: new Map(), guests: 0 };
+  const sweeping = setInterval(() => sweep(door, handshakeTimeoutMs), sweepMs);
   const open = (port: number, { certificate, key }: ServerIdentity) => {
     const tls = { cert: certificate, key, alpnProtocols: ["http/1.1"] };
     const listener = Deno.listenTls({ hostname, port, ...tls, reusePort: true });
@@ -86,14 +87,18 @@ export function listenHub(
         listener = open(port, identity);
         setTimeout(() => before.close(), takeoverMs);
       },
-      stop: () => listener.close(),
+      stop: () => {
+        listener.close();
+        clearInterval(sweeping);
+      },
     });
   });
 }
 
 /** Who stands at the door, counted. */
 interface Door {
-  handshakes: number;
+  /** Since when, oldest first. */
+  handshakes: Map<Deno.TlsConn, number>;
   guests: number;
 }
 
@@ -106,8 +111,8 @@ async function accept(listener: Deno.TlsListener, routes: HubRoutes, door: Door)
       if (error instanceof Deno.errors.BadResource || error instanceof Deno.errors.Interrupted) return;
       continue; // one failed handshake is no reason to stop
     }
-    door.handshakes++;
-    conn.handshake().finally(() => door.handshakes--).then(() => {
+    door.handshakes.set(conn, performance.now());
+    conn.handshake().finally(() => door.handshakes.delete(conn)).then(() => {
       if (door.guests >= guestsMax) return;
       door.guests++;
       let counted = true;
@@ -117,9 +122,22 @@ async function accept(listener: Deno.TlsListener, routes: HubRoutes, door: Door)
       };
       return serve(conn, routes, settled).finally(settled);
     }).catch(() => {}).finally(() => close(conn));
-    // Those who wait here do no harm to those who are inside.
-    while (door.handshakes >= handshakesMax) await new Promise((resolve) => setTimeout(resolve, 100));
+    // The next sweep makes room.
+    while (door.handshakes.size >= 2 * handshakesMax) {
+      await new Promise((resolve) => setTimeout(resolve, sweepMs));
+    }
   }
+}
+
+/** Ends handshakes that take too long or are too many: closing would not, see tcp_shutdown.ts. */
+function sweep({ handshakes }: Door, timeoutMs: number): void {
+  const dueMs = performance.now() - timeoutMs;
+  const due: Deno.TlsConn[] = [];
+  for (const [conn, sinceMs] of handshakes) {
+    if (sinceMs > dueMs && handshakes.size - due.length <= handshakesMax) break;
+    due.push(conn);
+  }
+  shutdownConnections(due);
 }
 
 async function serve(conn: Deno.TlsConn, routes: HubRoutes, settled: () => void): Promise<void> {

@@ -146,10 +146,13 @@ export class Edge {
     if (!this.#containerd) return;
     if (!this.#containerd.running()) await this.startContainerd();
     const { runtime } = this;
-    await Promise.all((await runtime.listSandboxes()).map(async ({ id }) => {
+    const removed = await Promise.allSettled((await runtime.listSandboxes()).map(async ({ id }) => {
       await runtime.stopSandbox(id);
       await runtime.removeSandbox(id);
-    })).catch((error: unknown) => console.error(`pods of ${this.name}: ${error}`));
+    }));
+    for (const { reason } of removed.filter((one) => one.status === "rejected")) {
+      console.error(`a pod of ${this.name} was not removed: ${reason}`);
+    }
     await this.#containerd.stop();
   }
 
@@ -161,31 +164,34 @@ export class Edge {
 /** What libcni remembers of each pod's network. */
 const cniResults = "/var/lib/cni/results";
 
-/** Ends what an edge whose owner was killed left: shims, containers, mounts, pod namespaces and cgroups. */
-export async function sweepEdge(dir: string, namespace: string): Promise<void> {
+/**
+ * Ends what outlives the containerds of realm `number` in `dir`: shims and containers, pod networks, mounts and cgroups.
+ * Nothing of it is left after `end`, unless that failed or the realm's process was killed.
+ */
+export async function sweepPods(dir: string, number: number): Promise<void> {
+  const own = new RegExp(`^ke${number}\\D`);
   for (const { name: pid } of entries("/proc").filter(({ name }) => /^\d+$/.test(name))) {
-    const shim = read(`/proc/${pid}/cmdline`).split("\0");
-    if (shim[0]?.endsWith("containerd-shim-runc-v2") && shim.includes(`${dir}/containerd.sock`)) kill(pid);
-    if (read(`/proc/${pid}/cgroup`).includes(`:/${namespace}/`)) kill(pid);
+    const [program = "", ...flags] = read(`/proc/${pid}/cmdline`).split("\0");
+    const shim = program.endsWith("/containerd-shim-runc-v2") &&
+      flags.some((flag) => flag.startsWith(`${dir}/`));
+    const groups = read(`/proc/${pid}/cgroup`).split("\n").map((line) => line.split(":/")[1] ?? "");
+    if (shim || groups.some((group) => own.test(group))) kill(pid);
   }
   for (const { name } of entries(cniResults)) {
     const text = read(`${cniResults}/${name}`);
-    if (!text.includes(`"cgroupPath":"/${namespace}/`)) continue;
+    if (!own.test(/"cgroupPath":"\/([^"]*)/.exec(text)?.[1] ?? "")) continue;
     const { netns } = JSON.parse(text) as { netns: string };
     await run(["ip", "netns", "delete", netns.replace(/^.*\//, "")]);
-    await Deno.remove(`${cniResults}/${name}`);
+    await Deno.remove(`${cniResults}/${name}`).catch(() => {});
   }
   await unmountBelow(dir);
-  await removeCgroups(namespace);
-}
-
-/** Empty ones only: the kernel keeps others. */
-export async function removeCgroups(namespace: string): Promise<void> {
-  const roots = entries("/sys/fs/cgroup").filter(({ isDirectory }) => isDirectory).map(({ name }) =>
-    `/sys/fs/cgroup/${name}`
-  );
-  for (const root of ["/sys/fs/cgroup", ...roots]) {
-    await run(["find", `${root}/${namespace}`, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+"]);
+  const root = "/sys/fs/cgroup";
+  for (const hierarchy of [root, ...entries(root).map(({ name }) => `${root}/${name}`)]) {
+    for (const { name } of entries(hierarchy)) {
+      if (own.test(name)) {
+        await run(["find", `${hierarchy}/${name}`, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+"]);
+      }
+    }
   }
 }
 

@@ -8,7 +8,7 @@
 import { parseAllDocuments } from "yaml";
 import { binaries } from "./binaries.ts";
 import { type ControlPlaneOptions, startControlPlane } from "./control_plane.ts";
-import { Edge, removeCgroups, sweepEdge, unmountBelow } from "./edge.ts";
+import { Edge, sweepPods } from "./edge.ts";
 import { Network } from "./network.ts";
 import {
   atEnd,
@@ -82,6 +82,7 @@ export class Realm {
       atEnd(async () => {
         if (Deno.env.get("KEEP") !== "1") await Deno.remove(dir, { recursive: true });
       });
+      atEnd(() => sweepPods(dir, number));
       realm.#progress("network: a NAT that nothing can dial through");
       atEnd(() => network.remove());
       await network.make();
@@ -203,12 +204,8 @@ export class Realm {
       ready: (node) => this.ready(node),
     });
     this.edges.push(edge);
-    atEnd(async () => {
-      await unmountBelow(edge.dir);
-      await removeCgroups(edge.namespace);
-    });
-    await edge.prepare();
     atEnd(() => edge.end());
+    await edge.prepare();
     return edge;
   }
 
@@ -241,12 +238,7 @@ async function takeNumber(): Promise<number> {
 export async function sweep(number: number): Promise<void> {
   const dir = directory(number);
   killRecorded(`${dir}/log`);
-  for (const { name, isDirectory } of entries(dir)) {
-    if (!isDirectory || !entries(`${dir}/${name}`).some(({ name }) => name === "containerd.toml")) continue;
-    for (let index = 0; index < 8; index++) {
-      await sweepEdge(`${dir}/${name}`, new Network(number).namespace(index));
-    }
-  }
+  await sweepPods(dir, number);
   await new Network(number).remove();
   await Deno.remove(dir, { recursive: true }).catch(() => {});
 }
