@@ -204,8 +204,8 @@ export class Realm {
       ready: (node) => this.ready(node),
     });
     this.edges.push(edge);
-    atEnd(() => edge.end());
     await edge.prepare();
+    atEnd(() => edge.end());
     return edge;
   }
 
