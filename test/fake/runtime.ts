@@ -11,10 +11,16 @@ import type {
   RuntimeImage,
   Sandbox,
 } from "../../lib/cri/runtime.ts";
+import { podUidLabel } from "../../lib/edge/pod/state.ts";
 
 interface FakeContainer extends RuntimeContainerStatus {
   command: string[];
   environment: Record<string, string>;
+}
+
+/** What every call ends with while the runtime cannot be reached. */
+export function away(): CriError {
+  return new CriError("the container runtime cannot be reached", "Unavailable");
 }
 
 export class FakeRuntime implements ContainerRuntime {
@@ -25,6 +31,8 @@ export class FakeRuntime implements ContainerRuntime {
   readonly calls: string[] = [];
   /** Name of a call → error that it ends with, until removed. */
   readonly faults = new Map<string, Error>();
+  /** Names of calls that are carried out, but whose answer is lost with the runtime. */
+  readonly unheard = new Set<string>();
   execOutcome: (command: string[]) => number = () => 0;
   listener: ((event: CriEvent) => void) | undefined;
   #next = 1;
@@ -61,6 +69,15 @@ export class FakeRuntime implements ContainerRuntime {
     const fault = this.faults.get(call);
     if (fault) throw fault;
   }
+  /** As #ask; what it returns is to be thrown once the call is carried out. */
+  #askUnheard(call: string, more: string): Error | undefined {
+    this.#ask(call, more);
+    return this.unheard.has(call) ? away() : undefined;
+  }
+  /** containerd keeps a name for each pod, container and attempt until it is removed. */
+  #reserve(kind: string, taken: { attempt: number; id: string } | undefined): void {
+    if (taken) throw new CriError(`failed to reserve ${kind} name: reserved for "${taken.id}"`, "Unknown");
+  }
   #of(id: string): FakeContainer {
     const container = this.containers.get(id);
     if (!container) throw new CriError(`container ${id}: not found`, "NotFound");
@@ -93,7 +110,12 @@ export class FakeRuntime implements ContainerRuntime {
   }
   async runSandbox(config: PodSandboxConfig): Promise<string> {
     await Promise.resolve();
-    this.#ask("sandbox", config.metadata?.name ?? "");
+    const unheard = this.#askUnheard("sandbox", config.metadata?.name ?? "");
+    const { uid = "", attempt = 0 } = config.metadata ?? {};
+    this.#reserve(
+      "sandbox",
+      [...this.sandboxes.values()].find((one) => one.podUid === uid && one.attempt === attempt),
+    );
     const id = `s${this.#next++}`;
     this.sandboxes.set(id, {
       id,
@@ -107,6 +129,7 @@ export class FakeRuntime implements ContainerRuntime {
       annotations: { ...config.annotations },
       ips: ["10.0.0.9"],
     });
+    if (unheard) throw unheard;
     return id;
   }
   async stopSandbox(id: string): Promise<void> {
@@ -130,7 +153,14 @@ export class FakeRuntime implements ContainerRuntime {
   async createContainer(sandboxId: string, config: ContainerConfig): Promise<string> {
     await Promise.resolve();
     const name = config.metadata?.name ?? "";
-    this.#ask("create", name);
+    const unheard = this.#askUnheard("create", name);
+    const podUid = config.labels?.[podUidLabel], attempt = config.metadata?.attempt ?? 0;
+    this.#reserve(
+      "container",
+      [...this.containers.values()].find((one) =>
+        one.name === name && one.attempt === attempt && one.labels[podUidLabel] === podUid
+      ),
+    );
     const id = `c${this.#next++}`;
     const environment = (config.envs ?? []).map((
       { key, value },
@@ -155,14 +185,16 @@ export class FakeRuntime implements ContainerRuntime {
       command: [...config.command ?? []],
       environment: Object.fromEntries(environment),
     });
+    if (unheard) throw unheard;
     return id;
   }
   async startContainer(id: string): Promise<void> {
     await Promise.resolve();
     const container = this.#of(id);
-    this.#ask("start", container.name);
+    const unheard = this.#askUnheard("start", container.name);
     container.state = "running";
     container.startedMs = this.now();
+    if (unheard) throw unheard;
     this.listener?.({ type: "start", containerId: id });
   }
   async stopContainer(id: string, graceSeconds: number): Promise<void> {
@@ -195,6 +227,7 @@ export class FakeRuntime implements ContainerRuntime {
   }
   async imageStatus(image: string): Promise<RuntimeImage | undefined> {
     await Promise.resolve();
+    this.#ask("image", image);
     if (!this.images.has(image)) return undefined;
     return { id: image, repoTags: [image], repoDigests: [], bytes: 1, uid: undefined, username: "" };
   }

@@ -6,7 +6,7 @@ import type { Lookup, PodEvent, PodPorts } from "../../lib/edge/pod/ports.ts";
 import { agentAnnotation } from "../../lib/edge/pod/state.ts";
 import type { ConfigMap, Container, Pod, PodSpec, PodStatus } from "../../lib/kube/types.ts";
 import { FakeClock, SeededRandom } from "../fake/clock.ts";
-import { FakeRuntime } from "../fake/runtime.ts";
+import { away, FakeRuntime } from "../fake/runtime.ts";
 
 const rootDir = "/fake";
 
@@ -385,5 +385,64 @@ test("pod: the runtime refuses a container, the pod says so and goes on trying",
   assert.equal(world.waiting(), "CreateContainerError");
   world.runtime.faults.delete("create");
   await world.clock.advance(60_000);
+  assert.deepEqual(world.runtime.running(), ["main"]);
+});
+
+test("pod: the runtime dies between create and start: the container is made again under its number", async (world) => {
+  world.runtime.faults.set("start", away());
+  await world.run(pod());
+  assert.equal(world.runtime.find("main")?.state, "created");
+  world.runtime.faults.delete("start");
+  await world.clock.advance(5000);
+  assert.deepEqual(world.runtime.running(), ["main"]);
+  assert.equal(world.runtime.containers.size, 1);
+  assert.equal(world.status().containerStatuses?.[0]?.restartCount, 0);
+  assert.deepEqual(world.status().containerStatuses?.[0]?.lastState, {});
+});
+
+test("pod: a created container that vanishes with the runtime was never started", async (world) => {
+  world.runtime.faults.set("start", away());
+  await world.run(pod());
+  world.runtime.containers.clear();
+  await world.pods.relist();
+  world.runtime.faults.delete("start");
+  await world.clock.advance(5000);
+  assert.deepEqual(world.runtime.running(), ["main"]);
+  assert.equal(world.status().containerStatuses?.[0]?.restartCount, 0);
+});
+
+for (const call of ["sandbox", "create", "start"]) {
+  test(`pod: a ${call} whose answer is lost with the runtime is not made twice`, async (world) => {
+    world.runtime.unheard.add(call);
+    await world.run(pod(), 500);
+    world.runtime.unheard.clear();
+    await world.clock.advance(5000);
+    assert.deepEqual(world.runtime.running(), ["main"]);
+    assert.equal(world.runtime.sandboxes.size, 1);
+    assert.equal(world.runtime.containers.size, 1);
+    assert.equal(world.starts("main"), 1);
+    assert.equal(world.status().containerStatuses?.[0]?.restartCount, 0);
+    assert.equal(world.condition("Ready"), "True");
+    assert.deepEqual(world.events.filter(({ type }) => type === "Warning"), []);
+  });
+}
+
+test("pod: the agent is killed between create and start: the next one keeps the number", async (world) => {
+  const one = pod();
+  world.runtime.faults.set("start", away());
+  await world.run(one, 500);
+  world.runtime.faults.delete("start");
+  await world.restart(one);
+  assert.deepEqual(world.runtime.running(), ["main"]);
+  assert.equal(world.status().containerStatuses?.[0]?.restartCount, 0);
+});
+
+test("pod: while the runtime is away nothing is said about images", async (world) => {
+  world.runtime.faults.set("image", away());
+  await world.run(pod(), 30_000);
+  assert.equal(world.waiting(), "ContainerCreating");
+  assert.deepEqual(world.events, []);
+  world.runtime.faults.delete("image");
+  await world.clock.advance(2000);
   assert.deepEqual(world.runtime.running(), ["main"]);
 });

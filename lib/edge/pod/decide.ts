@@ -114,12 +114,7 @@ function considerContainer(
   const wake = (ms: number) => decision.wakeMs = Math.min(decision.wakeMs ?? ms, ms);
   const start = () => {
     if (record.retryAtMs > nowMs) wake(record.retryAtMs);
-    else {decision.steps.push({
-        step: "start",
-        container,
-        attempt: (record.current?.attempt ?? -1) + 1,
-        init,
-      });}
+    else decision.steps.push({ step: "start", container, attempt: nextAttempt(record), init });
   };
   if (!run) {
     // A run that ended in an older sandbox counts: Completed containers of OnFailure and Never pods stay so.
@@ -150,6 +145,12 @@ function considerContainer(
       return;
     }
   }
+}
+
+/** The runs that were started, counted: one that was only created is made again under its number. */
+function nextAttempt({ current }: ContainerRecord): number {
+  if (!current) return 0;
+  return current.state === "created" ? current.attempt : current.attempt + 1;
 }
 
 /** Marks a run whose end nobody saw, because its sandbox or record vanished. */

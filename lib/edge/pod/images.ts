@@ -34,7 +34,10 @@ export class Images {
     this.#ports = ports;
   }
 
-  /** Makes the container's image present by its policy. Events as the kubelet's. */
+  /**
+   * Makes the container's image present by its policy. Events as the kubelet's.
+   * Throws a CriError `Unavailable` when the runtime is away: nothing is known of the image then.
+   */
   async ensure(pod: Pod, container: Container, fieldPath: string, signal: AbortSignal): Promise<ImageResult> {
     const { runtime, event } = this.#ports;
     const image = container.image ?? "";
@@ -61,12 +64,10 @@ export class Images {
       return await this.#pull(pod, image, fieldPath, signal);
     } catch (error) {
       if (signal.aborted) throw signal.reason;
+      if (error instanceof CriError && error.code === "Unavailable") throw error;
       const message = `Failed to pull image "${image}": ${errorText(error)}`;
       event(pod, { type: "Warning", reason: "Failed", message, fieldPath });
       event(pod, { type: "Warning", reason: "Failed", message: "Error: ErrImagePull", fieldPath });
-      if (error instanceof CriError && error.code === "Unavailable") {
-        return { state: "failed", reason: "RegistryUnavailable", message };
-      }
       return { state: "failed", reason: "ErrImagePull", message: errorText(error) };
     }
   }

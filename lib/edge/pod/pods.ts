@@ -58,6 +58,10 @@ export class Pods {
     const context: WorkerContext = {
       ports: this.#ports,
       images: this.#images,
+      compare: async (worker) => {
+        const { sandboxes, containers } = await this.#list();
+        await this.#compare(worker, sandboxes, containers);
+      },
       containerMade: (id) => this.#owners.set(id, uid),
       finished: (done) => this.#finished(done),
     };

@@ -14,7 +14,7 @@ import type { Container, Pod, PodStatus } from "../../kube/types.ts";
 import { containerConfig, hostsFile, sandboxConfig } from "./config.ts";
 import { decide, inSandbox, lengthenBackoff, type Step } from "./decide.ts";
 import { resolveEnv } from "./env.ts";
-import type { Images } from "./images.ts";
+import type { ImageResult, Images } from "./images.ts";
 import type { PodPorts } from "./ports.ts";
 import { ContainerProbes, runHandler } from "./probes.ts";
 import {
@@ -52,6 +52,8 @@ const removedGraceSeconds = 1;
 export interface WorkerContext {
   ports: PodPorts;
   images: Images;
+  /** Compares a worker with the runtime; throws when the runtime cannot be asked. */
+  compare(worker: PodWorker): Promise<void>;
   /** A container of this worker exists from now on. */
   containerMade(id: string): void;
   finished(worker: PodWorker): void;
@@ -73,6 +75,8 @@ export class PodWorker {
   readonly #terminate = new AbortController();
   #wakeTimer: Timer | undefined;
   #reportTimer: Timer | undefined;
+  /** The runtime died during a call: what came of it is not known. */
+  #unsure = false;
   #volumesDirty = false;
   #volumesRetryAtMs: number | undefined;
   #waitingSinceMs: number | undefined;
@@ -186,14 +190,10 @@ export class PodWorker {
   /** The runtime does not know the run any more. */
   runLost(name: string): void {
     const record = this.state.containers.get(name);
-    if (record?.current && record.current.state !== "exited") {
-      this.runChanged(
-        name,
-        record.current.state === "created"
-          ? { ...lostRun(record.current, this.#ports.clock.now()) }
-          : lostRun(record.current, this.#ports.clock.now()),
-      );
-    }
+    const run = record?.current;
+    // What never ran has no end: it is made again.
+    if (run?.state === "created") this.#cause.notify();
+    else if (run && run.state !== "exited") this.runChanged(name, lostRun(run, this.#ports.clock.now()));
   }
 
   sandboxChanged(sandbox: PodState["sandbox"]): void {
@@ -225,6 +225,15 @@ export class PodWorker {
     if (this.state.ended) {
       this.#report(false);
       return false;
+    }
+    if (this.#unsure) {
+      try {
+        await this.#context.compare(this);
+      } catch (error) {
+        if (this.#runtimeAway(error)) return false;
+        throw error;
+      }
+      this.#unsure = false;
     }
     if (this.#volumesDirty && this.state.sandbox?.ready) {
       this.#volumesDirty = false;
@@ -364,16 +373,18 @@ export class PodWorker {
       record.retryAtMs = clock.now() + this.#retryDelay(record.failures++, baseMs);
       return true;
     };
-    const image = await this.#context.images.ensure(this.#pod, container, fieldPath, this.#terminate.signal);
+    let image: ImageResult;
+    try {
+      image = await this.#context.images.ensure(this.#pod, container, fieldPath, this.#terminate.signal);
+    } catch (error) {
+      if (this.#runtimeAway(error)) return false;
+      throw error;
+    }
     if (image.state === "failed") {
       // Shown once as what it is; the next round shows the back-off.
       const backingOff = record.waiting?.reason === "ImagePullBackOff" ||
         (image.reason === "ErrImagePull" && record.failures > 0);
-      const result = fail(
-        image.reason,
-        image.message,
-        image.reason === "RegistryUnavailable" ? retryBaseMs : pullRetryBaseMs,
-      );
+      const result = fail(image.reason, image.message, pullRetryBaseMs);
       this.#report(false);
       if (image.reason === "ErrImagePull") {
         const message = `Back-off pulling image "${container.image ?? ""}": ErrImagePull: ${image.message}`;
@@ -826,6 +837,7 @@ export class PodWorker {
   /** True when the runtime cannot be reached: wait for it, nothing is wrong with the pod. */
   #runtimeAway(error: unknown): boolean {
     if (!(error instanceof CriError) || error.code !== "Unavailable") return false;
+    this.#unsure = true;
     this.#log.debug("Container runtime is away", { error: errorText(error) });
     this.#wakeIn(retryBaseMs);
     return true;
