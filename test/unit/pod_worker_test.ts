@@ -437,6 +437,24 @@ test("pod: the agent is killed between create and start: the next one keeps the 
   assert.equal(world.status().containerStatuses?.[0]?.restartCount, 0);
 });
 
+test("pod: a start that was broken off with its agent is made again under its number", async (world) => {
+  const one = pod();
+  world.runtime.faults.set("start", away());
+  await world.run(one, 500);
+  world.runtime.faults.delete("start");
+  Object.assign(world.runtime.find("main") ?? {}, {
+    state: "exited",
+    exitCode: 128,
+    reason: "StartError",
+    message: "failed to create containerd task: failed to create shim task: context canceled",
+    finishedMs: world.clock.now(),
+  });
+  await world.restart(one);
+  assert.deepEqual(world.runtime.running(), ["main"]);
+  assert.equal(world.status().containerStatuses?.[0]?.restartCount, 0);
+  assert.deepEqual(world.status().containerStatuses?.[0]?.lastState, {});
+});
+
 test("pod: while the runtime is away nothing is said about images", async (world) => {
   world.runtime.faults.set("image", away());
   await world.run(pod(), 30_000);

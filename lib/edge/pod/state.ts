@@ -42,6 +42,12 @@ export type ContainerRun = Pick<
   | "logPath"
 >;
 
+/** The agent was killed while it waited for the start: containerd breaks it off with its caller, and nothing ran. */
+export function startBrokenOff({ state, reason, startedMs, message }: ContainerRun): boolean {
+  return state === "exited" && reason === "StartError" && startedMs === 0 &&
+    /context canceled$/.test(message);
+}
+
 export interface ContainerRecord {
   name: string;
   /** The newest run. */

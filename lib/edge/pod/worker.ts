@@ -26,6 +26,7 @@ import {
   type PodState,
   podUid,
   recordOf,
+  startBrokenOff,
   terminationFileAnnotation,
   terminationPolicyAnnotation,
 } from "./state.ts";
@@ -166,8 +167,9 @@ export class PodWorker {
   }
 
   /** Fresh news of one run. */
-  runChanged(name: string, run: ContainerRun): void {
+  runChanged(name: string, news: ContainerRun): void {
     const record = recordOf(this.state, name);
+    const run = startBrokenOff(news) ? { ...news, state: "created" as const } : news;
     if (record.current && record.current.id !== run.id) {
       if (run.attempt < record.current.attempt) {
         if (!record.previous || record.previous.attempt <= run.attempt) record.previous = run;
