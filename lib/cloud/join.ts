@@ -10,7 +10,7 @@ import { checkRequest } from "../crypto/x509.ts";
 import { KubeApiError, type KubeClient, objectPath } from "../kube/client.ts";
 import type { Node } from "../kube/types.ts";
 import type { Authority } from "./authority.ts";
-import { redeemToken, type TokenGrant } from "./join_tokens.ts";
+import { redeemToken, returnUse, type TokenGrant } from "./join_tokens.ts";
 import type { NodeRecords } from "./node_records.ts";
 
 export interface JoinRequest {
@@ -78,25 +78,34 @@ export async function join(request: JoinRequest, ports: JoinPorts): Promise<Join
   if (checked.state === "bad") {
     return { status: 400, message: `the certificate request cannot be used: ${checked.reason}` };
   }
-  const redeemed = await redeemToken(request.tokenId, request.secret, node, ports);
+  const keyHash = hex(createHash("sha256").update(checked.publicKey).digest());
+  const repeats = records.get(node)?.keyHash === keyHash;
+  const redeemed = await redeemToken(
+    { id: request.tokenId, secret: request.secret, node, repeats },
+    ports,
+  );
   if (redeemed.state === "refused") {
     log.warn("Join refused", { node, reason: redeemed.reason });
     return { status: 403, message: redeemed.message };
   }
-  const keyHash = hex(createHash("sha256").update(checked.publicKey).digest());
+  const refused = async (status: 403 | 409, reason: string, message: string): Promise<JoinOutcome> => {
+    log.warn("Join refused", { node, reason });
+    if (!repeats) await returnUse(request.tokenId, ports);
+    return { status, message };
+  };
   const existing = await ports.client.find<Node>(objectPath("/api/v1", "nodes", undefined, node));
   if (
     existing && !records.get(node) && existing.metadata.labels?.["node-role.kubernetes.io/edge"] === undefined
   ) {
-    return {
-      status: 409,
-      message: `a node "${node}" that is no edge node exists in the cluster; choose another name with --name`,
-    };
+    return await refused(
+      409,
+      "no edge node",
+      `a node "${node}" that is no edge node exists in the cluster; choose another name with --name`,
+    );
   }
   const claim = await records.claim(node, keyHash, { takeover: redeemed.grant.takeover });
   if (claim.state === "refused") {
-    log.warn("Join refused", { node, reason: claim.reason });
-    return { status: claim.reason === "taken" ? 409 : 403, message: claim.message };
+    return await refused(claim.reason === "taken" ? 409 : 403, claim.reason, claim.message);
   }
   await ensureNode(request, redeemed.grant, ports);
   const certificate = await authority.issueNode(node, checked.publicKey);

@@ -77,8 +77,14 @@ export async function deleteToken(
   }
 }
 
-/** Takes one use of a token. A wrong secret and an unknown id give the same answer. */
-export async function redeemToken(id: string, secret: string, node: string, ports: Ports): Promise<Redeemed> {
+/**
+ * Takes one use of a token; a machine that repeats its join (its answer was lost) takes none. A wrong secret and an
+ * unknown id give the same answer.
+ */
+export async function redeemToken(
+  { id, secret, node, repeats }: { id: string; secret: string; node: string; repeats: boolean },
+  ports: Ports,
+): Promise<Redeemed> {
   const { client, namespace, clock } = ports;
   const refused = (reason: "unknown" | "expired" | "used up" | "name", message: string): Redeemed => ({
     state: "refused",
@@ -99,23 +105,40 @@ export async function redeemToken(id: string, secret: string, node: string, port
     if (clock.now() > grant.expiresMs) {
       return refused("expired", `the token expired at ${new Date(grant.expiresMs).toISOString()}`);
     }
-    if (grant.usesLeft !== undefined && grant.usesLeft <= 0) {
+    if (grant.usesLeft !== undefined && grant.usesLeft <= 0 && !repeats) {
       return refused("used up", "the token is used up");
     }
     if (!matchesGlob(grant.nodeNames, node)) {
       return refused("name", `the token is for nodes named ${grant.nodeNames}, not "${node}"`);
     }
-    if (grant.usesLeft === undefined) return { state: "ok", grant };
+    if (grant.usesLeft === undefined || repeats) return { state: "ok", grant };
     const left = { ...grant, usesLeft: grant.usesLeft - 1 };
-    try {
-      await client.replace(path, {
-        ...object,
-        data: { ...object.data, grant: base64(utf8(JSON.stringify(left))) },
-      });
-      return { state: "ok", grant: left };
-    } catch (error) {
-      if (!(error instanceof KubeApiError && error.status === 409)) throw error; // another join took a use: look again
-    }
+    if (await writeGrant(object, left, ports)) return { state: "ok", grant: left };
+  }
+}
+
+/** Gives a use back: the join was refused for another reason. */
+export async function returnUse(id: string, ports: Ports): Promise<void> {
+  const path = objectPath("/api/v1", "secrets", ports.namespace, nameOf(id));
+  for (;;) {
+    const object = await ports.client.find<Secret>(path);
+    const grant = object && readToken(object)?.grant;
+    if (grant?.usesLeft === undefined) return;
+    if (await writeGrant(object as Secret, { ...grant, usesLeft: grant.usesLeft + 1 }, ports)) return;
+  }
+}
+
+/** False when another join was faster: look again. */
+async function writeGrant(token: Secret, grant: TokenGrant, { client, namespace }: Ports): Promise<boolean> {
+  try {
+    await client.replace(objectPath("/api/v1", "secrets", namespace, token.metadata.name), {
+      ...token,
+      data: { ...token.data, grant: base64(utf8(JSON.stringify(grant))) },
+    });
+    return true;
+  } catch (error) {
+    if (error instanceof KubeApiError && error.status === 409) return false;
+    throw error;
   }
 }
 

@@ -605,3 +605,19 @@ test("streams reach the node that they are for, and end with its session", async
   );
   assert.equal((await judge({ certificate: { username: "admin" }, path: "/exec/ns/%2e%2e/c" }))?.status, 404);
 });
+
+test("a join that is refused, or repeated by the same machine, takes no use of its token", async (cloud) => {
+  const first = await joinEdge(cloud, "n1");
+  const token = await cloud.token({ usesLeft: 1 });
+  const taken = await tryJoin(cloud, "n1", { token });
+  assert.equal(taken.status, 409, JSON.stringify(taken.body));
+  const second = await joinEdge(cloud, "n2", { token });
+  assert.equal((await tryJoin(cloud, "n3", { token })).status, 403, "the use is taken");
+  const again = await joinEdge(cloud, "n2", { token, key: second.key });
+  assert.notEqual(again.certificate, second.certificate);
+  assert.equal(
+    (await tryJoin(cloud, "n1", { token, key: first.key })).status,
+    200,
+    "its holder may come again, with any token that fits",
+  );
+});

@@ -36,7 +36,7 @@ async function make(world: World, grant: Partial<TokenGrant> = {}) {
     secret,
     token,
     redeem: (node = "n1", other: { id?: string; secret?: string } = {}) =>
-      redeemToken(other.id ?? id, other.secret ?? secret, node, ports),
+      redeemToken({ id, secret, node, repeats: false, ...other }, ports),
   };
 }
 const reasonOf = async (outcome: ReturnType<typeof redeemToken>) => {
