@@ -167,6 +167,11 @@ if ! whole; then
   sync -f "$part" 2>/dev/null || sync # a power cut must not leave the new name with empty files
   mv -T "$part" "$dir" 2>/dev/null || whole || { rm -rf "$dir" && mv -T "$part" "$dir"; } || fail "it cannot be renamed"
   rm -rf "$part"
+  # Kept: this program and the one before it. What killed starts left half-made goes.
+  ls -1dt "$home"/*/ | grep -E '/[0-9a-f]{16}/$' | tail -n +3 | while read -r old; do rm -rf "$old"; done
+  for old in "$home"/.*.*; do
+    case "\${old##*.}" in "" | *[!0-9]*) ;; *) kill -0 "\${old##*.}" 2>/dev/null || rm -rf "$old" ;; esac
+  done
   trap - HUP INT TERM
   umask "$mask"
 fi

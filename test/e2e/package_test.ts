@@ -77,6 +77,21 @@ test("what was unpacked only in part is made anew", selfExtracting, async (dir) 
   }
 });
 
+test(
+  "older programs and half-made ones are cleared away, what else is there is not",
+  selfExtracting,
+  async (dir) => {
+    const old = ["0123456789abcdef", "fedcba9876543210", "00112233445566aa"];
+    for (const [i, name] of [...old, "mine", ".0123456789abcdef.999999999"].entries()) {
+      await Deno.mkdir(`${dir}/${name}`);
+      await Deno.utime(`${dir}/${name}`, 1_700_000_000 + i, 1_700_000_000 + i);
+    }
+    await starts(dir);
+    const [own] = unpacked(dir).filter((name) => name !== "mine" && !old.includes(name));
+    assert.deepEqual(unpacked(dir).sort(), ["mine", "00112233445566aa", own].sort());
+  },
+);
+
 test("a start that is killed while unpacking harms nobody", selfExtracting, async (dir) => {
   const child = new Deno.Command(file, {
     args: ["--version"],
