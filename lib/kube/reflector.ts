@@ -1,6 +1,6 @@
 /**
- * List, then watch, for as long as it takes: resumes by resourceVersion, takes bookmarks, lists again after 410 Gone,
- * backs off when refused or unreachable. Objects are handed on as the raw bytes that the API server wrote.
+ * List, then watch, for as long as it takes: resumes by resourceVersion, takes bookmarks, lists again after 410 Gone
+ * and when the cluster was restored from a backup, backs off when refused or unreachable. Objects are handed on as the raw bytes that the API server wrote.
  */
 import { abortable } from "../core/abortable.ts";
 import { concat, text } from "../core/bytes.ts";
@@ -59,6 +59,8 @@ export class Reflector {
   #done: Promise<void> | undefined;
   #listed = false;
   #relist = false;
+  /** The server was away. */
+  #away = false;
   /** Ends the watch in progress. */
   #watching: AbortController | undefined;
 
@@ -100,6 +102,8 @@ export class Reflector {
     const backoff = new Backoff({ baseMs: 200, maxMs: 30_000 }, random);
     while (!signal.aborted) {
       try {
+        if (this.#away && this.#resourceVersion !== undefined && await this.#restored()) this.relist();
+        this.#away = false;
         if (this.#relist || this.#resourceVersion === undefined) await this.#list();
         const startedMs = clock.monotonic();
         await this.#watch();
@@ -112,6 +116,7 @@ export class Reflector {
           this.#resourceVersion = undefined;
           continue;
         }
+        this.#away ||= !(error instanceof KubeApiError);
         this.#options.failed?.(error);
         const delayMs = Math.max(backoff.next(), error instanceof KubeApiError ? error.retryAfterMs ?? 0 : 0);
         log.debug("Watch failed, retrying", { path, error: errorText(error), ms: Math.round(delayMs) });
@@ -123,6 +128,18 @@ export class Reflector {
   #query(): Record<string, string | number | undefined> {
     const { fieldSelector, labelSelector } = this.#options;
     return { fieldSelector, labelSelector };
+  }
+
+  /**
+   * Whether the server's books are older than what was seen of them: a watch from "the future" would be granted, and
+   * leave out everything until the revisions have caught up. Resource versions compare as numbers (KEP-5504).
+   */
+  async #restored(): Promise<boolean> {
+    const { client, path, as } = this.#options;
+    const query = { ...this.#query(), limit: 1 };
+    const body = await client.getBytes(path, { query, as: as?.(), signal: this.#abort.signal });
+    const now = readString(body, ["metadata", "resourceVersion"]) ?? "", seen = this.#resourceVersion ?? "";
+    return now.length < seen.length || (now.length === seen.length && now < seen);
   }
 
   async #list(): Promise<void> {

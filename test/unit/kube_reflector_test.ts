@@ -224,6 +224,27 @@ Deno.test("with a selector, an object that no longer matches is deleted", async 
   await mirror.reflector.stop();
 });
 
+Deno.test("a cluster that was restored from a backup is listed again", async () => {
+  const world = makeWorld(), mirror = new Mirror(world);
+  world.api.put(configMaps, map("a", "1"));
+  const backup = world.api.revision;
+  for (let i = 0; i < 5; i++) world.api.put(configMaps, map("b", String(i)));
+  mirror.reflector.start();
+  await until(() => world.api.watches === 1, "a watch");
+  world.api.intercept = () => Promise.reject(new Error("connection refused"));
+  world.api.remove(configMaps, "ns/b");
+  world.api.rewind(backup);
+  world.api.put(configMaps, map("a", "restored"));
+  world.api.endWatches();
+  await untilPassing(world.clock, 500, () => mirror.failures > 1, "the server is away");
+  world.api.intercept = undefined;
+  await untilPassing(world.clock, 500, () => mirror.state.get("a") === "restored", "the second list");
+  assert.deepEqual([...mirror.state], [["a", "restored"]]);
+  world.api.put(configMaps, map("c", "1"));
+  await until(() => mirror.state.has("c"), "events go on");
+  await mirror.reflector.stop();
+});
+
 Deno.test("relist brings what a changed filter lets through", async () => {
   const world = makeWorld(), mirror = new Mirror(world);
   mirror.reflector.start();
